@@ -1,0 +1,241 @@
+"""Kafka: topics, records, and a publisher whose answer means durable. Reading is in `reader`.
+
+Records follow the CloudEvents binary binding: `ce_*` headers, the value is the bare protobuf message.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, TypeVar
+
+import psycopg
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from google.protobuf.message import Message as Protobuf
+from psycopg_pool import PoolTimeout
+from uuid_utils import uuid7
+
+from chassis import telemetry
+from chassis.errors import Misconfigured, PoisonError, Unavailable
+from chassis.settings import KafkaSettings
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+
+M = TypeVar("M", bound=Protobuf)
+# Failures of our surroundings: the record is good and waits until they pass.
+TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, KafkaException, Unavailable, TimeoutError, OSError)
+DLQ_RETENTION = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One topic of the contract; `contracts.topics` holds the table."""
+
+    name: str
+    message: type[Protobuf]
+    key: str
+    owner: str
+    readers: tuple[str, ...]
+    partitions: int
+    retention: timedelta
+    cleanup: Literal["delete", "compact"] = "delete"
+
+    def config(self) -> dict[str, str]:
+        """The broker's settings of this topic."""
+        return {
+            "cleanup.policy": self.cleanup,
+            "message.timestamp.type": "LogAppendTime",
+            "retention.ms": str(int(self.retention.total_seconds() * 1000)),
+            "max.message.bytes": str(256 * 1024),
+            "unclean.leader.election.enable": "false",
+        }
+
+    def dlq(self) -> "Topic":
+        """Where this topic's poison goes; any bytes."""
+        return Topic(f"{self.name}.dlq", Protobuf, "reader/topic/partition/offset", "its readers", (), 1, DLQ_RETENTION)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record to be published."""
+
+    topic: str
+    key: bytes
+    value: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, topic: Topic, key: bytes, message: Protobuf, *, source: str, subject: str) -> "Record":
+        """Wrap a message as a CloudEvent; it carries the current trace."""
+        if not isinstance(message, topic.message):
+            raise TypeError(f"{topic.name} carries {topic.message.__name__}, not {type(message).__name__}")
+        headers = {
+            "ce_specversion": "1.0",
+            "ce_id": str(uuid7()),
+            "ce_source": f"/sightline/{source}",
+            "ce_type": message.DESCRIPTOR.full_name,
+            "ce_time": datetime.now(UTC).isoformat(),
+            "ce_subject": subject,
+            "content-type": "application/protobuf",
+        }
+        if parent := telemetry.traceparent():
+            headers[telemetry.TRACEPARENT] = parent
+        return cls(topic.name, key, message.SerializeToString(deterministic=True), headers)
+
+
+@dataclass(frozen=True)
+class Received:
+    """A record as read."""
+
+    topic: str
+    partition: int
+    offset: int
+    time: datetime
+    key: bytes
+    value: bytes
+    headers: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, message: Message) -> "Received":
+        """Copy what we use out of librdkafka's message."""
+        _, milliseconds = message.timestamp()
+        return cls(
+            topic=message.topic() or "",
+            partition=message.partition() or 0,
+            offset=message.offset() or 0,
+            time=datetime.fromtimestamp(max(milliseconds, 0) / 1000, UTC),
+            key=_as_bytes(message.key()),
+            value=_as_bytes(message.value()),
+            headers={name: _as_bytes(value) for name, value in message.headers() or []},
+        )
+
+    @property
+    def traceparent(self) -> str | None:
+        """The publisher's trace context."""
+        return self.headers.get(telemetry.TRACEPARENT, b"").decode("ascii", "replace") or None
+
+
+def _as_bytes(value: str | bytes | None) -> bytes:
+    return value.encode() if isinstance(value, str) else value or b""
+
+
+def parse(kind: type[M], value: bytes) -> M:
+    """Parse a record's value; PoisonError if it is not such a message."""
+    try:
+        return kind.FromString(value)
+    except Exception as error:
+        raise PoisonError(f"not a {kind.DESCRIPTOR.full_name}: {error}") from error
+
+
+def client_config(settings: KafkaSettings) -> dict[str, Any]:
+    """What every librdkafka client here has in common; short reconnects, because somebody waits."""
+    config: dict[str, Any] = {
+        "bootstrap.servers": settings.bootstrap,
+        "security.protocol": settings.security,
+        "reconnect.backoff.ms": 100,
+        "reconnect.backoff.max.ms": 500,
+        "socket.keepalive.enable": True,
+        "socket.nagle.disable": True,
+        "log_level": 3,
+        "error_cb": lambda error: telemetry.log().warning("kafka client", error=str(error)),
+    }
+    if settings.ca_file:
+        config["ssl.ca.location"] = str(settings.ca_file)
+    if settings.username and settings.password_file:
+        config |= {
+            "sasl.mechanism": "SCRAM-SHA-512",
+            "sasl.username": settings.username,
+            "sasl.password": settings.password_file.read_text().strip(),
+        }
+    return config
+
+
+class Publisher:
+    """A producer for few, precious records: every one is acknowledged by all in-sync replicas, none waits for company."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._config = client_config(settings) | {
+            "acks": "all",
+            "enable.idempotence": True,
+            "linger.ms": 0,
+            "delivery.timeout.ms": 5000,
+            "partitioner": "murmur2_random",
+            "queue.buffering.max.messages": 100_000,
+        }
+        self._producer = Producer(self._config)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="kafka-publisher", daemon=True)
+        self._thread.start()
+
+    async def publish(self, record: Record) -> None:
+        """Return once the record is durable; KafkaException or Unavailable otherwise."""
+        loop = asyncio.get_running_loop()
+        delivered: asyncio.Future[None] = loop.create_future()
+
+        def on_delivery(error: KafkaError | None, _: Message) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is gone at shutdown
+                loop.call_soon_threadsafe(self._settle, delivered, error)
+
+        headers: list[tuple[str, str | bytes | None]] = list(record.headers.items())
+        try:
+            self._producer.produce(record.topic, record.value, record.key, headers=headers, on_delivery=on_delivery)
+        except BufferError as error:
+            raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "the publishing queue is full") from error
+        await delivered
+
+    def _settle(self, delivered: asyncio.Future[None], error: KafkaError | None) -> None:
+        if error is not None and error.fatal():
+            self._producer = Producer(self._config)  # an idempotent producer does not recover by itself
+        if delivered.done():
+            return
+        if error is None:
+            delivered.set_result(None)
+        else:
+            delivered.set_exception(KafkaException(error))
+
+    def _poll(self) -> None:
+        while not self._stopping.is_set():
+            self._producer.poll(0.1)
+
+    async def close(self) -> None:
+        """Give what is under way a last chance; what fails stays in the outbox."""
+        await asyncio.to_thread(self._producer.flush, 2.0)
+        self._stopping.set()
+        await asyncio.to_thread(self._thread.join, 2.0)
+
+
+# Wrong here, and records are lost or mis-joined; any other difference is only worth a warning.
+_VITAL = ("cleanup.policy", "message.timestamp.type")
+
+
+async def check_topics(settings: KafkaSettings, topics: Sequence[Topic]) -> None:
+    """Compare the broker's topics, dead-letter topics included, with the table; Misconfigured tells the fix."""
+    wanted = [t for topic in topics for t in (topic, topic.dlq())]
+    problems = list(await asyncio.to_thread(lambda: list(_topic_problems(AdminClient(client_config(settings)), wanted))))
+    for fatal, text in problems:
+        if not fatal:
+            telemetry.log().warning("topic differs", difference=text)
+    if fatal_ones := [text for fatal, text in problems if fatal]:
+        raise Misconfigured("topics are not as the table in contracts/topics.py says:\n  " + "\n  ".join(fatal_ones))
+
+
+def _topic_problems(admin: AdminClient, wanted: Sequence[Topic]) -> Iterator[tuple[bool, str]]:
+    """Every difference, and whether it is fatal; blocks."""
+    there = admin.list_topics(timeout=5).topics
+    present = []
+    for topic in wanted:
+        if topic.name not in there:
+            yield True, f"{topic.name} is missing: create it with {topic.partitions} partitions, or run `sightline topics create`"
+        elif (count := len(there[topic.name].partitions)) != topic.partitions:
+            yield True, f"{topic.name} has {count} partitions instead of {topic.partitions}: recreate it; keys would move"
+        else:
+            present.append(topic)
+    asked = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic.name) for topic in present]) if present else {}
+    for resource, answer in asked.items():
+        found = answer.result(timeout=5)
+        topic = next(t for t in present if t.name == resource.name)
+        for name, value in topic.config().items():
+            if (is_value := found[name].value) != value:
+                yield name in _VITAL, f"{topic.name}: {name} is {is_value} instead of {value}: alter the topic's config"

@@ -1,0 +1,219 @@
+"""PostgreSQL: a pool, and transactions that commit a state change together with the records that tell of it.
+
+A published row stays for a day, so that a topic can be replayed. There is no inbox table: every reader's effect has
+a primary key or a version of its own (docs/decisions/0004-no-inbox-table.md).
+"""
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, LiteralString, TypeVar
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from psycopg import sql
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from chassis import telemetry
+from chassis.bus import TRANSIENT, Publisher, Record
+from chassis.errors import Unavailable
+from chassis.settings import DatabaseSettings
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+# Tables that every service's schema has; created by its first migration.
+BASE_TABLES: LiteralString = """
+CREATE TABLE outbox (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    topic         text        NOT NULL,
+    key           bytea       NOT NULL,
+    value         bytea       NOT NULL,
+    headers       jsonb       NOT NULL,
+    created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    claimed_until timestamptz,
+    published_at  timestamptz
+);
+CREATE INDEX outbox_waiting ON outbox (id) WHERE published_at IS NULL;
+CREATE INDEX outbox_published ON outbox (published_at) WHERE published_at IS NOT NULL;
+CREATE TABLE audit_record (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    record       bytea       NOT NULL,
+    created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seq          bigint      UNIQUE,
+    published_at timestamptz
+);
+CREATE INDEX audit_record_waiting ON audit_record (id) WHERE published_at IS NULL;
+"""
+
+_CLAIM: LiteralString = """
+UPDATE outbox SET claimed_until = now() + interval '2 s'
+ WHERE id IN (SELECT id FROM outbox
+               WHERE published_at IS NULL AND created_at < now() - interval '300 ms'
+                 AND (claimed_until IS NULL OR claimed_until < now())
+               ORDER BY id LIMIT 500 FOR UPDATE SKIP LOCKED)
+RETURNING id, topic, key, value, headers
+"""
+_FORGET: LiteralString = """
+DELETE FROM outbox WHERE id IN
+    (SELECT id FROM outbox WHERE published_at < now() - interval '24 h' ORDER BY published_at LIMIT 5000)
+"""
+
+
+class Transaction:
+    """One transaction. Records emitted in it are stored with it and published after its commit."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Row]) -> None:
+        self._connection = connection
+        self.emitted: list[Record] = []
+
+    async def execute(self, query: LiteralString, parameters: Sequence[Any] = ()) -> int:
+        """Run a statement; returns the number of rows it touched."""
+        return (await self._connection.execute(query, parameters)).rowcount
+
+    async def one(self, query: LiteralString, parameters: Sequence[Any] = ()) -> Row | None:
+        """The first row, if there is one."""
+        return await (await self._connection.execute(query, parameters)).fetchone()
+
+    async def all(self, query: LiteralString, parameters: Sequence[Any] = ()) -> list[Row]:
+        """All rows."""
+        return await (await self._connection.execute(query, parameters)).fetchall()
+
+    async def many(self, query: LiteralString, parameters: Iterable[Sequence[Any]]) -> None:
+        """Run a statement for many parameter sets, in one round trip or few."""
+        async with self._connection.cursor() as cursor:
+            await cursor.executemany(query, parameters)
+
+    def emit(self, record: Record) -> None:
+        """Publish this record if, and only if, the transaction commits."""
+        self.emitted.append(record)
+
+    async def store_outbox(self) -> list[int]:
+        """Write the emitted records into the outbox; called once, before the commit."""
+        if not self.emitted:
+            return []
+        rows = [(r.topic, r.key, r.value, json.dumps(dict(r.headers))) for r in self.emitted]
+        stored = await self.all(
+            "INSERT INTO outbox (topic, key, value, headers)"
+            " SELECT * FROM unnest(%s::text[], %s::bytea[], %s::bytea[], %s::jsonb[]) RETURNING id",
+            [list(column) for column in zip(*rows, strict=True)],
+        )
+        return [row["id"] for row in stored]
+
+
+class Database:
+    """The service's pool, and the publisher of what its transactions emit."""
+
+    def __init__(self, settings: DatabaseSettings, schema: str, publisher: Publisher) -> None:
+        options = f"-c search_path={schema} -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s"
+        parameters = {"connect_timeout": 3, "tcp_user_timeout": 5000, "options": options, "row_factory": dict_row}
+        self._pool = AsyncConnectionPool[psycopg.AsyncConnection[Row]](
+            kwargs=settings.conninfo() | parameters, min_size=2, max_size=settings.pool_max, timeout=1.0, open=False,
+            reconnect_timeout=0, check=AsyncConnectionPool.check_connection,
+        )
+        self._publisher = publisher
+        self._publishing: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Connect, or raise what PostgreSQL says."""
+        if self._pool.closed:
+            await self._pool.open()
+        async with self.transaction() as tx:
+            await tx.one("SELECT 1 FROM outbox LIMIT 1")
+
+    async def close(self) -> None:
+        """Let the last records go out, then disconnect."""
+        if self._publishing:
+            await asyncio.wait(self._publishing, timeout=2)
+        await self._pool.close(timeout=2)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Commit at the end of the body; on an exception roll back. Unavailable if the database cannot be had."""
+        try:
+            connection = await self._pool.getconn()
+        except (PoolTimeout, psycopg.OperationalError) as error:
+            raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "the database does not answer") from error
+        try:
+            tx = Transaction(connection)
+            yield tx
+            ids = await tx.store_outbox()
+            await _surely(connection.commit())
+            self._publish_soon(ids, tx.emitted)
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "the database did not commit") from error
+        finally:
+            await _surely(self._pool.putconn(connection))  # rolls back what is not committed
+
+    def _publish_soon(self, ids: list[int], records: list[Record]) -> None:
+        if ids:
+            task = asyncio.create_task(self._publish(ids, records))
+            self._publishing.add(task)
+            task.add_done_callback(self._publishing.discard)
+
+    async def _publish(self, ids: Sequence[int], records: Sequence[Record]) -> None:
+        """Publish and mark; what fails stays waiting and is swept again, here or on another replica."""
+        answers = await asyncio.gather(*map(self._publisher.publish, records), return_exceptions=True)
+        done = [i for i, answer in zip(ids, answers, strict=True) if not isinstance(answer, BaseException)]
+        if failed := [answer for answer in answers if isinstance(answer, BaseException)]:
+            telemetry.log().warning("not published yet", records=len(failed), error=str(failed[0]))
+        if not done:
+            return
+        try:
+            async with self.transaction() as tx:
+                await tx.execute("UPDATE outbox SET published_at = clock_timestamp() WHERE id = ANY(%s)", [done])
+        except Unavailable:
+            telemetry.log().warning("published but not marked; will be published again", records=len(done))
+
+    async def sweep(self) -> None:
+        """For ever: publish what a crash, of this replica or another, left behind; forget what is a day old."""
+        for turn in itertools.count():
+            try:
+                async with self.transaction() as tx:
+                    rows = await tx.all(_CLAIM)
+                    if turn % 100 == 0:
+                        await tx.execute(_FORGET)
+                records = [Record(r["topic"], bytes(r["key"]), bytes(r["value"]), r["headers"]) for r in rows]
+                await self._publish([row["id"] for row in rows], records)
+            except TRANSIENT as error:
+                telemetry.log().warning("sweep waits", error=str(error))
+            await asyncio.sleep(0.3)
+
+
+async def _surely(work: Awaitable[T]) -> T:
+    """Finish what must not be left half done, even while the caller is being cancelled."""
+    task: asyncio.Future[T] = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+def migrate(url: str, schema: str, versions: Path) -> None:
+    """Bring a service's schema up to date as its owner, and give its role, named like the schema, what it needs."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("version_locations", str(versions))
+    config.set_main_option("path_separator", "os")
+    config.attributes |= {"url": url, "schema": schema}
+    command.upgrade(config, "head")
+    with psycopg.connect(url, autocommit=True) as connection:
+        name = sql.Identifier(schema)
+        for statement in (
+            "GRANT USAGE ON SCHEMA {0} TO {0}",
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {0} TO {0}",
+            # The role that runs the service cannot rewrite what it has recorded.
+            "REVOKE UPDATE, DELETE ON {0}.audit_record FROM {0}",
+            "GRANT UPDATE (seq, published_at) ON {0}.audit_record TO {0}",
+            "REVOKE ALL ON {0}.alembic_version FROM {0}",
+        ):
+            connection.execute(sql.SQL(statement).format(name))

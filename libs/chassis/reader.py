@@ -1,0 +1,157 @@
+"""Kafka: `tail` without a group, `consume` with one, dead letters for poison."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from chassis import telemetry
+from chassis.bus import TRANSIENT, Publisher, Received, Record, Topic, client_config
+from chassis.errors import PoisonError
+from chassis.settings import KafkaSettings
+
+T = TypeVar("T")
+Handler = Callable[[Received], Awaitable[None]]
+_ATTEMPTS, _BACKOFF_S, _BACKOFF_MAX_S, _BATCH = 3, 0.05, 2.0, 500
+
+
+class Reader:
+    """Reads records one after the other into a handler that may be slow, may fail and may find poison."""
+
+    def __init__(self, name: str, topics: tuple[Topic, ...], handle: Handler, settings: KafkaSettings, publisher: Publisher) -> None:
+        self._name, self._topics, self._handle, self._publisher = name, topics, handle, publisher
+        self._config = client_config(settings) | {
+            "group.id": name,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            "fetch.wait.max.ms": 100,
+            "fetch.error.backoff.ms": 100,
+        }
+        self._thread = ThreadPoolExecutor(1, f"kafka-{name}")  # librdkafka's calls block: they get a thread of their own
+        self.caught_up = asyncio.Event()
+
+    async def tail(self, since: timedelta | None) -> None:
+        """Read all partitions without a group, from `since` ago (None: from now on) for ever."""
+        consumer = Consumer(self._config)
+        try:
+            positions, self._targets = await self._off_loop(self._seek, consumer, since)
+            await self._off_loop(consumer.assign, positions)
+            self._check_caught_up({(p.topic, p.partition): p.offset for p in positions})
+            while True:
+                await self._read(consumer, commit=False)
+        finally:
+            await self._close(consumer)
+
+    async def consume(self) -> None:
+        """Read as a member of the group named after this reader; the offset is committed last."""
+        consumer = Consumer(self._config)
+        try:
+            await self._off_loop(consumer.subscribe, [topic.name for topic in self._topics])
+            self.caught_up.set()
+            while True:
+                await self._read(consumer, commit=True)
+        finally:
+            await self._close(consumer)
+
+    async def _close(self, consumer: Consumer) -> None:
+        await asyncio.shield(self._off_loop(consumer.close))
+        self._thread.shutdown(wait=False)
+
+    async def _off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def _seek(self, consumer: Consumer, since: timedelta | None) -> tuple[list[TopicPartition], dict[tuple[str, int], int]]:
+        """Where to start, and the end offsets of this moment; blocks until the brokers tell."""
+        start: list[TopicPartition] = []
+        ends: dict[tuple[str, int], int] = {}
+        for topic in self._topics:
+            partitions = consumer.list_topics(topic.name, timeout=10).topics[topic.name].partitions
+            if not partitions:
+                raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+            for number in partitions:
+                low, high = consumer.get_watermark_offsets(TopicPartition(topic.name, number), timeout=10)
+                ends[topic.name, number] = high if high > low else low
+                start.append(TopicPartition(topic.name, number, high))
+        if since is not None:
+            wanted = int((datetime.now(UTC) - since).timestamp() * 1000)
+            found = consumer.offsets_for_times([TopicPartition(p.topic, p.partition, wanted) for p in start], timeout=10)
+            start = [p if p.offset != OFFSET_END else TopicPartition(p.topic, p.partition, ends[p.topic, p.partition]) for p in found]
+        return start, ends
+
+    def _poll(self, consumer: Consumer) -> list[Message]:
+        """Wait for one message, then take what lies ready behind it."""
+        first = consumer.poll(0.5)
+        return [first, *consumer.consume(_BATCH, 0)] if first is not None else []
+
+    async def _read(self, consumer: Consumer, *, commit: bool) -> None:
+        positions: dict[tuple[str, int], int] = {}
+        for message in await self._off_loop(self._poll, consumer):
+            if (error := message.error()) is not None:
+                telemetry.log().warning("kafka read", reader=self._name, error=str(error))
+                continue
+            received = Received.of(message)
+            await self._handle_surely(received)
+            positions[received.topic, received.partition] = received.offset + 1
+        if not positions:
+            return
+        if commit:
+            done = [TopicPartition(topic, partition, offset) for (topic, partition), offset in positions.items()]
+            await self._off_loop(lambda: consumer.commit(offsets=done, asynchronous=False))
+        else:
+            self._check_caught_up(positions)
+
+    def _check_caught_up(self, positions: Mapping[tuple[str, int], int]) -> None:
+        if self.caught_up.is_set():
+            return
+        self._targets = {p: end for p, end in self._targets.items() if positions.get(p, 0) < end}
+        if not self._targets:
+            self.caught_up.set()
+
+    async def _handle_surely(self, received: Received) -> None:
+        """Handle a record; wait while our surroundings are down; dead-letter it if it cannot be handled."""
+        attempt, pause = 0, _BACKOFF_S
+        while True:
+            try:
+                with telemetry.span(f"{self._name} read", parent=received.traceparent):
+                    await self._handle(received)
+                return
+            except TRANSIENT as error:
+                telemetry.log().warning("waiting to handle a record", reader=self._name, topic=received.topic, error=str(error))
+            except PoisonError as error:
+                return await self._dead_letter(received, error)
+            except Exception as error:
+                attempt += 1
+                telemetry.log().exception("handler failed", reader=self._name, topic=received.topic, attempt=attempt)
+                if attempt == _ATTEMPTS:
+                    return await self._dead_letter(received, error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _BACKOFF_MAX_S)
+
+    async def _dead_letter(self, received: Received, error: Exception) -> None:
+        """Keep the bytes, the error and the place. The key makes a second reading of the same poison the same entry."""
+        telemetry.log().error("dead letter", reader=self._name, topic=received.topic, offset=received.offset, error=str(error))
+        record = dead_letter(self._name, received, error)
+        while True:
+            try:
+                return await self._publisher.publish(record)
+            except TRANSIENT:
+                await asyncio.sleep(_BACKOFF_MAX_S)
+
+
+def dead_letter(reader: str, received: Received, error: Exception) -> Record:
+    """The record that goes to `<topic>.dlq`."""
+    headers = {name: value.decode("utf-8", "replace") for name, value in received.headers.items() if len(value) <= 1024}
+    place = f"{reader}/{received.topic}/{received.partition}/{received.offset}"
+    headers |= {
+        "dlq_reader": reader,
+        "dlq_error": f"{type(error).__name__}: {error}"[:1000],
+        "dlq_topic": received.topic,
+        "dlq_partition": str(received.partition),
+        "dlq_offset": str(received.offset),
+    }
+    return Record(f"{received.topic}.dlq", place.encode(), received.value, headers)

@@ -1,0 +1,326 @@
+"""gRPC: one server with one readable list of interceptors, and channels that come back fast.
+
+Machines are known by mTLS; a person's token travels as `authorization: Bearer …` beside the machine's certificate.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import protovalidate
+from cryptography import x509
+from google.protobuf.message import Message as Protobuf
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from opentelemetry.trace import SpanKind
+
+from chassis import telemetry
+from chassis.audit import Audit, Entry
+from chassis.errors import Forbidden, InvalidRequest, SightlineError, TooLarge, Unauthenticated, Unavailable
+from chassis.identity import Caller, Machine, Person, TokenVerifier, parse_machine
+from chassis.settings import RpcSettings
+from sightline.audit.v1.record_pb2 import AuditOutcome
+from sightline.common.v1.actor_pb2 import Actor
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+
+ERROR_DOMAIN = "sightline"
+MAX_REQUEST = 64 * 1024
+# The transport's own limit lies higher, so that what is too large still gets a documented answer.
+_MAX_TRANSPORT = 4 * 1024 * 1024
+_SERVER_OPTIONS = [
+    ("grpc.max_receive_message_length", _MAX_TRANSPORT),
+    ("grpc.max_concurrent_streams", 1000),
+    ("grpc.keepalive_time_ms", 5000),
+    ("grpc.keepalive_timeout_ms", 5000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 4000),
+    ("grpc.so_reuseport", 0),
+]
+_CHANNEL_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.keepalive_time_ms", 5000),
+    ("grpc.keepalive_timeout_ms", 5000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.enable_retries", 0),
+]
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Who may call a method: machines of these kinds by themselves, people of these roles through one of the desks."""
+
+    machines: frozenset[str]
+    roles: frozenset[str] = frozenset()
+    desks: frozenset[str] = frozenset()
+
+
+@dataclass
+class Call:
+    """One call on its way through the interceptors."""
+
+    method: str
+    context: Any
+    request: Any  # the message; None while a client streams
+    streaming: bool
+    server: "Server"
+    machine: Machine | None = None
+    person: Person | None = None
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The call's metadata; text values only."""
+        return {k: v for k, v in self.context.invocation_metadata() or () if isinstance(v, str)}
+
+    @property
+    def actor(self) -> Actor:
+        """Who acts: the person if there is one, else the machine."""
+        party = self.person or self.machine
+        return party.actor if party else Actor()
+
+
+_caller: ContextVar[Caller] = ContextVar("caller")  # gRPC runs every call in a task, and so in a context, of its own
+
+
+def caller() -> Caller:
+    """The authenticated caller of the call that is being handled."""
+    return _caller.get()
+
+
+class _Malformed:
+    """Stands for request bytes that are no message, until an interceptor refuses them."""
+
+    def __init__(self, error: SightlineError) -> None:
+        self.error = error
+
+
+# --- the interceptors, outermost first -----------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _trace(call: Call) -> AsyncIterator[None]:
+    with telemetry.span(call.method.lstrip("/"), parent=call.metadata.get(telemetry.TRACEPARENT), kind=SpanKind.SERVER):
+        yield
+
+
+@asynccontextmanager
+async def _errors_to_status(call: Call) -> AsyncIterator[None]:
+    try:
+        yield
+    except SightlineError as error:
+        await call.context.abort_with_status(rpc_status.to_status(_status(error)))
+    except (grpc.aio.AbortError, asyncio.CancelledError):
+        raise
+    except Exception:
+        telemetry.log().exception("a call failed", method=call.method)
+        text = f"internal error; trace {telemetry.trace_id()}"
+        await call.context.abort_with_status(rpc_status.to_status(_status(SightlineError(Reason.ERROR_REASON_INTERNAL, text))))
+
+
+@asynccontextmanager
+async def _audit_refusals(call: Call) -> AsyncIterator[None]:
+    try:
+        yield
+    except (Unauthenticated, Forbidden) as error:
+        if call.server.audit:
+            details = {"reason": error.reason, "peer": call.context.peer() or ""}
+            actor = call.actor
+            call.server.audit.refused(
+                Entry("call.refused", actor, call.method, actor.agency_id, "", details, AuditOutcome.AUDIT_OUTCOME_REFUSED)
+            )
+        raise
+
+
+@asynccontextmanager
+async def _authenticate(call: Call) -> AsyncIterator[None]:
+    names = [name.decode() for name in call.context.auth_context().get("x509_subject_alternative_name", [])]
+    uris = [name for name in names if "://" in name]  # DNS names come in the same list
+    call.machine = parse_machine(uris, call.server.trust_domain)
+    scheme, _, token = call.metadata.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and call.server.tokens:
+        call.person = await call.server.tokens.verify(token)
+    _caller.set(Caller(call.machine, call.person))
+    yield
+
+
+@asynccontextmanager
+async def _authorise(call: Call) -> AsyncIterator[None]:
+    allowed = call.server.allowed.get(call.method, Allowed(frozenset()))
+    kind = call.machine.kind if call.machine else ""
+    if kind in allowed.desks:
+        if call.person is None:
+            raise Unauthenticated(Reason.ERROR_REASON_TOKEN_INVALID, "this method is for people: send an access token")
+        if not call.person.roles & allowed.roles:
+            raise Forbidden(Reason.ERROR_REASON_CALLER_NOT_ALLOWED, "none of your roles may call this method")
+    elif kind not in allowed.machines:
+        raise Forbidden(Reason.ERROR_REASON_CALLER_NOT_ALLOWED, "this kind of caller may not call this method")
+    elif call.person is not None:
+        raise Forbidden(Reason.ERROR_REASON_CALLER_NOT_ALLOWED, "a person calls through a desk, not with a machine's certificate")
+    yield
+
+
+@asynccontextmanager
+async def _require_deadline(call: Call) -> AsyncIterator[None]:
+    if not call.streaming and call.context.time_remaining() is None:
+        raise InvalidRequest(Reason.ERROR_REASON_DEADLINE_REQUIRED, "set a deadline on the call")
+    yield
+
+
+@asynccontextmanager
+async def _validate(call: Call) -> AsyncIterator[None]:
+    if call.request is not None:
+        check(call.request)
+    yield
+
+
+INTERCEPTORS: Sequence[Callable[[Call], AbstractAsyncContextManager[None]]] = (
+    _trace,
+    _errors_to_status,
+    _audit_refusals,
+    _authenticate,
+    _authorise,
+    _require_deadline,
+    _validate,
+)
+
+
+def check(request: Any) -> None:
+    """Raise InvalidRequest unless the message keeps the rules of its schema."""
+    if isinstance(request, _Malformed):
+        raise request.error
+    found = protovalidate.collect_violations(request)
+    if found:
+        broken = {_field_path(v.proto): v.proto.message or v.proto.rule_id for v in found}
+        text = "; ".join(f"{name or 'request'}: {what}" for name, what in broken.items())
+        raise InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, text, violations=broken)
+
+
+def _field_path(violation: Any) -> str:
+    return ".".join(element.field_name for element in violation.field.elements) if violation.field else ""
+
+
+def _status(error: SightlineError) -> status_pb2.Status:
+    code = grpc.StatusCode[error.code.name]
+    status = status_pb2.Status(code=code.value[0], message=error.message)
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata))
+    if error.violations:
+        bad = error_details_pb2.BadRequest()
+        for name, what in error.violations.items():
+            bad.field_violations.add(field=name, description=what)
+        status.details.add().Pack(bad)
+    if isinstance(error, Unavailable):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(200)
+        status.details.add().Pack(retry)
+    return status
+
+
+# --- server --------------------------------------------------------------------------------------------------------
+
+
+class Server(grpc.aio.ServerInterceptor):
+    """A gRPC server. Register servicers on `grpc`, then start it."""
+
+    def __init__(
+        self, settings: RpcSettings, allowed: Mapping[str, Allowed], tokens: TokenVerifier | None = None, audit: Audit | None = None
+    ) -> None:
+        self.settings, self.allowed, self.tokens, self.audit = settings, allowed, tokens, audit
+        self.trust_domain = own_identity(settings).trust_domain
+        self.grpc = grpc.aio.server(interceptors=[self], options=_SERVER_OPTIONS, maximum_concurrent_rpcs=2000)
+
+    async def start(self) -> int:
+        """Listen with TLS, client certificates required; returns the port."""
+        s = self.settings
+        credentials = grpc.ssl_server_credentials(
+            [(s.key_file.read_bytes(), s.cert_file.read_bytes())], s.ca_file.read_bytes(), require_client_auth=True
+        )
+        port = self.grpc.add_secure_port(s.listen, credentials)
+        await self.grpc.start()
+        return port
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handler of a call with the list of interceptors."""
+        handler = await continuation(details)
+        return handler and self._wrap(str(details.method), handler)
+
+    def _wrap(self, method: str, handler: Any) -> Any:
+        inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+        @asynccontextmanager
+        async def intercepted(request: Any, context: Any) -> AsyncIterator[Call]:
+            call = Call(method, context, request=None if handler.request_streaming else request,
+                        streaming=handler.request_streaming or handler.response_streaming, server=self)  # fmt: skip
+            async with AsyncExitStack() as stack:
+                for interceptor in INTERCEPTORS:
+                    await stack.enter_async_context(interceptor(call))
+                yield call
+
+        async def unary(request: Any, context: Any) -> Any:
+            async with intercepted(request, context):
+                return await inner(request, context)
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            async with intercepted(request, context):
+                async for response in inner(request, context):
+                    yield response
+
+        make = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[handler.request_streaming, handler.response_streaming]
+        behaviour: Any = stream if handler.response_streaming else unary
+        return make(behaviour, _careful(handler.request_deserializer), handler.response_serializer)
+
+
+def _careful(deserialize: Callable[[bytes], Protobuf] | None) -> Callable[[bytes], Any]:
+    """Turn bytes into a message, or into what `check` refuses with a reason."""
+
+    def careful(data: bytes) -> Any:
+        if len(data) > MAX_REQUEST:
+            text = f"the request has {len(data)} bytes, over {MAX_REQUEST}"
+            limit = {"limit_bytes": str(MAX_REQUEST)}
+            return _Malformed(TooLarge(Reason.ERROR_REASON_REQUEST_TOO_LARGE, text, metadata=limit))
+        try:
+            return deserialize(data) if deserialize else data
+        except Exception:
+            return _Malformed(InvalidRequest(Reason.ERROR_REASON_MALFORMED_REQUEST, "the bytes are not the method's request"))
+
+    return careful
+
+
+def own_identity(settings: RpcSettings) -> Machine:
+    """This process's own identity, from its certificate."""
+    certificate = x509.load_pem_x509_certificates(settings.cert_file.read_bytes())[0]
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return parse_machine(uris, uris[0].removeprefix("spiffe://").partition("/")[0] if uris else "")
+
+
+# --- client --------------------------------------------------------------------------------------------------------
+
+
+def connect(target: str, settings: RpcSettings) -> grpc.aio.Channel:
+    """A channel with this process's certificate; the server's name in its certificate is `sightline`."""
+    credentials = grpc.ssl_channel_credentials(
+        settings.ca_file.read_bytes(), settings.key_file.read_bytes(), settings.cert_file.read_bytes()
+    )
+    options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", "sightline")]
+    return grpc.aio.secure_channel(target, credentials, options=options)
+
+
+def with_trace(*more: tuple[str, str]) -> tuple[tuple[str, str], ...]:
+    """Metadata that carries the current trace."""
+    parent = telemetry.traceparent()
+    return ((telemetry.TRACEPARENT, parent), *more) if parent else more
+
+

@@ -1,0 +1,147 @@
+"""How a service starts, waits, says that it is ready, and stops."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import grpc
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from chassis import telemetry
+from chassis.bus import TRANSIENT
+from chassis.db import migrate
+from chassis.errors import Misconfigured
+from chassis.settings import ServiceSettings, load
+
+S = TypeVar("S", bound=ServiceSettings)
+_DRAIN_S = 5.0
+
+
+class App(Generic[S]):
+    """One running service: its settings, its background tasks, its health."""
+
+    def __init__(self, settings: S) -> None:
+        self.settings = settings
+        self.resources = AsyncExitStack()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failed = asyncio.Event()
+        self._health = health.aio.HealthServicer()
+
+    def background(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task for the life of the service; if it ends, the process ends, for somebody to start it again."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.add(task)
+
+    def repeat(self, name: str, every_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        """Run short work again and again for the life of the service; what our surroundings do to it only delays it."""
+
+        async def loop() -> None:
+            while True:
+                try:
+                    await work()
+                except TRANSIENT as error:
+                    telemetry.log().warning("waits", task=name, error=str(error))
+                await asyncio.sleep(every_s)
+
+        self.background(name, loop())
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            telemetry.log().error("a background task ended", task=task.get_name(), error=repr(task.exception()))
+            self._failed.set()
+
+    async def wait_for(self, what: str, attempt: Callable[[], Awaitable[Any]]) -> None:
+        """Repeat until it works; services start in any order, and each says what it waits for."""
+        pause = 0.1
+        while True:
+            try:
+                await attempt()
+                return
+            except Misconfigured:
+                raise
+            except Exception as error:
+                telemetry.log().warning("waiting", for_=what, because=f"{type(error).__name__}: {error}"[:300])
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, 2.0)
+
+    async def serve_health(self, listen: str) -> None:
+        """Answer grpc.health.v1 in the clear, for the kubelet; NOT_SERVING until `ready`."""
+        await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        server.add_insecure_port(listen)
+        await server.start()
+        self.resources.push_async_callback(server.stop, 0.5)
+
+    async def ready(self) -> None:
+        """Everything that this service needs has been seen to work."""
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        telemetry.log().info("ready")
+
+    async def until_stopped(self) -> bool:
+        """Wait for SIGTERM, SIGINT or a failed task; False for the last."""
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        waits = [asyncio.create_task(event.wait()) for event in (stopping, self._failed)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        return not self._failed.is_set()
+
+    async def close(self) -> None:
+        """Refuse new work, finish what is under way, let go of everything; bounded in time."""
+        telemetry.log().info("stopping")
+        await self._health.enter_graceful_shutdown()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_DRAIN_S)
+        await asyncio.wait_for(self.resources.aclose(), _DRAIN_S)
+
+
+def run(name: str, kind: type[S], main: Callable[[App[S]], Awaitable[None]], migrations: Path | None = None) -> None:
+    """Entry of every service: `python -m services.<name> [migrate]`."""
+    parser = argparse.ArgumentParser(f"python -m services.{name}", description=f"Sightline's {name} service.")
+    parser.add_argument("command", nargs="?", choices=["serve", "migrate"], default="serve")
+    command = parser.parse_args().command
+    if command == "migrate":
+        _migrate(name, migrations)
+        return
+    settings = load(kind)
+    telemetry.setup(name, settings.replica, settings.telemetry)
+    try:
+        ended_well = uvloop.run(_serve(settings, main))
+    except Misconfigured as error:
+        sys.exit(f"{name}: {error}")
+    finally:
+        telemetry.shutdown()
+    sys.exit(0 if ended_well else 1)
+
+
+def _migrate(name: str, migrations: Path | None) -> None:
+    url = os.environ.get("SIGHTLINE_MIGRATION_URL")
+    if migrations is None or not url:
+        sys.exit(f"{name}: set SIGHTLINE_MIGRATION_URL to the owner's PostgreSQL URL" if migrations else f"{name} has no tables")
+    migrate(url, name, migrations)
+
+
+async def _serve(settings: S, main: Callable[[App[S]], Awaitable[None]]) -> bool:
+    app = App(settings)
+    try:
+        starting = asyncio.create_task(main(app))
+        stopped = asyncio.create_task(app.until_stopped())
+        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            return await stopped
+        starting.cancel()
+        return stopped.result()
+    finally:
+        await app.close()

@@ -1,0 +1,1 @@
+"""What crosses the wire, said once: topics, keys, and who may call what."""

@@ -1,0 +1,44 @@
+"""Who may call what: every gRPC method with the kinds of machines and the roles of people. What is not listed is refused."""
+
+from collections.abc import Mapping
+
+from chassis.rpc import Allowed
+
+# Machines that people sit behind: the console's backend and the command line.
+_DESKS = frozenset({"console", "cli"})
+
+
+def _machines(*kinds: str) -> Allowed:
+    return Allowed(frozenset(kinds))
+
+
+def _people(*roles: str, also: tuple[str, ...] = ()) -> Allowed:
+    return Allowed(frozenset(also), frozenset(roles), _DESKS)
+
+
+_REGISTRY = "/sightline.registry.v1.RegistryService/"
+_EMERGENCY = "/sightline.emergency.v1.EmergencyService/"
+_STREAMS = "/sightline.streams.v1.StreamService/"
+
+ALLOWED: Mapping[str, Allowed] = {
+    _REGISTRY + "CreateAgency": _people("platform-admin"),
+    _REGISTRY + "CreateOfficer": _people("admin", "platform-admin"),
+    _REGISTRY + "RegisterRadio": _people("admin", "platform-admin"),
+    _REGISTRY + "RegisterCamera": _people("admin", "platform-admin"),
+    _REGISTRY + "CheckOut": _people("admin", "platform-admin", "supervisor"),
+    _REGISTRY + "CheckIn": _people("admin", "platform-admin", "supervisor"),
+    _REGISTRY + "ListOfficers": _people("admin", "supervisor", "analyst"),
+    _REGISTRY + "ResolveRadio": _machines("service"),
+    _REGISTRY + "ResolveOfficer": _machines("service"),
+    _EMERGENCY + "RaiseAlarm": _machines("gateway", "cad"),
+    _EMERGENCY + "CancelAlarm": _machines("gateway", "cad"),
+    _EMERGENCY + "Acknowledge": _people("supervisor", "analyst"),
+    _EMERGENCY + "Clear": _people("supervisor"),
+    _EMERGENCY + "BindSubject": _people("supervisor", "analyst"),
+    _EMERGENCY + "GetEmergency": _people("supervisor", "analyst", "auditor", also=("service", "cad")),
+    _EMERGENCY + "ListEmergencies": _people("supervisor", "analyst", "auditor", also=("service",)),
+    _EMERGENCY + "WatchEmergencies": _people("supervisor", "analyst"),
+    "/sightline.streams.v1.CameraLinkService/Connect": _machines("camera"),
+    _STREAMS + "GetActivation": _people("supervisor", "analyst", "auditor"),
+    _STREAMS + "ListCameras": _people("supervisor", "analyst"),
+}

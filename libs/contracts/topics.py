@@ -1,0 +1,41 @@
+"""Every topic of the system: the one place that names them. Docs, chart and broker are made from it or tested against it."""
+
+from datetime import timedelta
+
+from chassis.bus import Topic
+from sightline.activation.v1.activation_pb2 import ActivationDecision, ActivationResult
+from sightline.audit.v1.record_pb2 import AuditRecord
+from sightline.common.v1.radio_pb2 import RadioIdentity
+from sightline.emergency.v1.emergency_pb2 import EmergencyEvent
+from sightline.registry.v1.duty_pb2 import DutyRecord
+
+# The join needs both of its topics cut the same way; the number can never change without moving the topic.
+RADIO_PARTITIONS = 12
+
+REGISTRY_DUTY = Topic(
+    "sightline.registry.duty.v1", DutyRecord, "radio identity", "registry", ("joiner", "streams"),
+    RADIO_PARTITIONS, timedelta(hours=2),
+)  # fmt: skip
+EMERGENCY_EVENT = Topic(
+    "sightline.emergency.event.v1", EmergencyEvent, "radio identity", "emergency", ("joiner", "streams", "agencies"),
+    RADIO_PARTITIONS, timedelta(days=7),
+)  # fmt: skip
+ACTIVATION_DECISION = Topic(
+    "sightline.activation.decision.v1", ActivationDecision, "radio identity", "joiner", ("streams",),
+    RADIO_PARTITIONS, timedelta(days=7),
+)  # fmt: skip
+ACTIVATION_RESULT = Topic(
+    "sightline.activation.result.v1", ActivationResult, "emergency id", "streams", ("emergency",),
+    RADIO_PARTITIONS, timedelta(days=7),
+)  # fmt: skip
+AUDIT_RECORD = Topic(
+    "sightline.audit.record.v1", AuditRecord, "producer", "every service", ("audit",),
+    6, timedelta(days=7),
+)  # fmt: skip
+
+TOPICS = (REGISTRY_DUTY, EMERGENCY_EVENT, ACTIVATION_DECISION, ACTIVATION_RESULT, AUDIT_RECORD)
+
+
+def radio_key(radio: RadioIdentity) -> bytes:
+    """Record key of a radio: `wacn-system-unit` in hexadecimal, as on a radio's own display."""
+    return f"{radio.wacn:05x}-{radio.system_id:03x}-{radio.unit_id:06x}".encode()

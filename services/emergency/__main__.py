@@ -1,0 +1,57 @@
+"""Wires the emergency service together."""
+
+from datetime import timedelta
+from pathlib import Path
+
+from chassis.audit import Audit
+from chassis.bus import Publisher, check_topics
+from chassis.clock import SystemClock
+from chassis.db import Database
+from chassis.identity import TokenVerifier
+from chassis.reader import Reader
+from chassis.rpc import Server, connect
+from chassis.run import App, run
+from contracts.callers import ALLOWED
+from contracts.topics import ACTIVATION_RESULT, AUDIT_RECORD, EMERGENCY_EVENT
+from services.emergency.api import EmergencyApi, Watchtower
+from services.emergency.events import RESULTS_SINCE, EmergencyAnnouncer, ResultReader
+from services.emergency.peers import RegistryPeer
+from services.emergency.service import EmergencyService
+from services.emergency.settings import EmergencySettings
+from services.emergency.store import Store
+from sightline.emergency.v1.emergency_service_pb2_grpc import add_EmergencyServiceServicer_to_server
+
+
+async def main(app: App[EmergencySettings]) -> None:
+    """Build the parts, inside out, and start them."""
+    settings, clock = app.settings, SystemClock()
+    await app.serve_health(settings.rpc.health_listen)
+    topics = (EMERGENCY_EVENT, ACTIVATION_RESULT, AUDIT_RECORD)
+    publisher = Publisher(settings.kafka)
+    app.resources.push_async_callback(publisher.close)
+    database = Database(settings.database, "emergency", publisher)
+    app.resources.push_async_callback(database.close)
+    await app.wait_for("PostgreSQL", database.open)
+
+    audit = Audit("emergency", AUDIT_RECORD, database, publisher, clock)
+    registry = RegistryPeer(connect(settings.registry_target, settings.rpc))
+    age_gate = timedelta(seconds=settings.age_gate_s)
+    service = EmergencyService(database, Store(), registry, EmergencyAnnouncer(), audit, clock, age_gate)
+    watchtower = Watchtower(service)
+    server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
+    add_EmergencyServiceServicer_to_server(EmergencyApi(service, watchtower, clock), server.grpc)
+    results = Reader("emergency", ResultReader.topics, ResultReader(service), settings.kafka, publisher)
+
+    app.background("outbox sweeper", database.sweep())
+    app.background("audit shipper", audit.ship())
+    app.background("audit of refusals", audit.write_refusals())
+    app.background("watchtower", watchtower.look())
+    await app.wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics))
+    app.background("activation results", results.tail(RESULTS_SINCE))
+    await server.start()
+    app.resources.push_async_callback(server.grpc.stop, 2)
+    await app.ready()
+
+
+if __name__ == "__main__":
+    run("emergency", EmergencySettings, main, Path(__file__).parent / "migrations")

@@ -1,0 +1,145 @@
+"""The emergency service's gRPC face: protobuf in, use case, protobuf out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, timedelta
+from typing import Any
+
+from chassis import telemetry
+from chassis.bus import TRANSIENT
+from chassis.clock import Clock
+from chassis.paging import page_cursor, page_token
+from chassis.rpc import caller
+from services.emergency.events import from_radio, to_emergency
+from services.emergency.model import Disposition, Place, Press, Status, cancelled_key, press_key, read_clocks
+from services.emergency.service import EmergencyService, Seen, Viewed, who_of
+from sightline.activation.v1.activation_pb2 import ActivationResult
+from sightline.emergency.v1 import emergency_pb2
+from sightline.emergency.v1 import emergency_service_pb2 as pb
+from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceServicer
+
+_DEFAULT_PAGE = 50
+# Watchers are told of changes at once by their own replica, and of other replicas' within this time.
+_LOOK_EVERY_S = 0.2
+_LATELY = timedelta(minutes=1)
+
+
+class Watchtower:
+    """Looks at the database for all watchers of this replica, so that banners outlive Kafka."""
+
+    def __init__(self, service: EmergencyService) -> None:
+        self._service = service
+        self._seen: Mapping[str, Seen] = {}
+        self._looked = asyncio.Condition()
+
+    async def look(self) -> None:
+        """For ever: find out what has changed, and wake the watchers."""
+        while True:
+            try:
+                self._service.changed.clear()
+                self._seen = {seen.emergency_id: seen for seen in await self._service.seen(_LATELY)}
+                async with self._looked:
+                    self._looked.notify_all()
+            except TRANSIENT as error:
+                telemetry.log().warning("watchers wait", error=str(error))
+                await asyncio.sleep(_LOOK_EVERY_S)
+            try:
+                await asyncio.wait_for(self._service.changed.wait(), _LOOK_EVERY_S)
+            except TimeoutError:
+                continue
+
+    async def changes(self, agency_id: str) -> AsyncIterator[list[Viewed]]:
+        """First what is there, then what changes. A slow watcher gets the newest state, never a queue."""
+        known: dict[str, int] = {}
+        while True:
+            ids = [s.emergency_id for s in self._seen.values() if s.agency_id == agency_id and known.get(s.emergency_id) != s.shown]
+            known = {s.emergency_id: s.shown for s in self._seen.values() if s.agency_id == agency_id}
+            yield await self._service.viewed(ids) if ids else []
+            async with self._looked:
+                await self._looked.wait()
+
+
+class EmergencyApi(EmergencyServiceServicer):
+    """Serves sightline.emergency.v1.EmergencyService."""
+
+    def __init__(self, service: EmergencyService, watchtower: Watchtower, clock: Clock) -> None:
+        self._service, self._watchtower, self._clock = service, watchtower, clock
+
+    async def RaiseAlarm(self, request: pb.RaiseAlarmRequest, context: Any) -> pb.RaiseAlarmResponse:
+        """Take one press."""
+        answer = await self._service.raise_alarm(self._press(request))
+        outcome = pb.PressOutcome.Value(f"PRESS_OUTCOME_{answer.outcome}")
+        return pb.RaiseAlarmResponse(emergency_id=answer.emergency_id, version=answer.version, outcome=outcome)
+
+    def _press(self, request: pb.RaiseAlarmRequest) -> Press:
+        source = request.source_time.ToDatetime(UTC) if request.HasField("source_time") else None
+        received, sent = request.received_at.ToDatetime(UTC), request.sent_at.ToDatetime(UTC)
+        radio = from_radio(request.radio)
+        place = request.position
+        accuracy = place.accuracy_m if place.HasField("accuracy_m") else None
+        return Press(
+            key=press_key(radio, request.request_id, _counter(request)),
+            request_id=request.request_id,
+            radio=radio,
+            clocks=read_clocks(received, sent, source, self._clock.now(), self._service.age_gate),
+            status=Status.EXERCISE if request.status == emergency_pb2.ALARM_STATUS_EXERCISE else Status.ACTUAL,
+            gateway=who_of(caller().actor),
+            radio_alias=request.radio_alias,
+            talkgroup_id=request.talkgroup_id,
+            position=Place(place.latitude, place.longitude, accuracy) if request.HasField("position") else None,
+        )
+
+    async def CancelAlarm(self, request: pb.CancelAlarmRequest, context: Any) -> pb.CancelAlarmResponse:
+        """Note that the wearer took a press back."""
+        radio, named = from_radio(request.radio), request.press_request_id
+        key = cancelled_key(radio, named, _counter(request))
+        found = await self._service.cancel_alarm(who_of(caller().actor), radio, key, named, request.note)
+        return pb.CancelAlarmResponse(emergency_id=found)
+
+    async def Acknowledge(self, request: pb.AcknowledgeRequest, context: Any) -> pb.AcknowledgeResponse:
+        """The caller takes the emergency."""
+        emergency = await self._service.acknowledge(caller(), request.emergency_id, request.note)
+        return pb.AcknowledgeResponse(emergency=to_emergency(emergency))
+
+    async def Clear(self, request: pb.ClearRequest, context: Any) -> pb.ClearResponse:
+        """The caller ends the emergency."""
+        disposition = Disposition(emergency_pb2.Disposition.Name(request.disposition).removeprefix("DISPOSITION_"))
+        emergency = await self._service.clear(caller(), request.emergency_id, disposition, request.note, request.expected_version)
+        return pb.ClearResponse(emergency=to_emergency(emergency))
+
+    async def BindSubject(self, request: pb.BindSubjectRequest, context: Any) -> pb.BindSubjectResponse:
+        """The caller names the officer."""
+        emergency = await self._service.bind_subject(
+            caller(), request.emergency_id, request.officer_id, request.note, request.expected_version
+        )
+        return pb.BindSubjectResponse(emergency=to_emergency(emergency))
+
+    async def GetEmergency(self, request: pb.GetEmergencyRequest, context: Any) -> pb.GetEmergencyResponse:
+        """One emergency with its activations."""
+        emergency, results = await self._service.get(caller(), request.emergency_id)
+        return pb.GetEmergencyResponse(emergency=to_emergency(emergency), activations=map(ActivationResult.FromString, results))
+
+    async def ListEmergencies(self, request: pb.ListEmergenciesRequest, context: Any) -> pb.ListEmergenciesResponse:
+        """A page of emergencies, newest first; a Sightline service sees all agencies'."""
+        agency = None if caller().machine.kind == "service" else caller().agency_id
+        is_open = {emergency_pb2.EMERGENCY_STATE_OPEN: True, emergency_pb2.EMERGENCY_STATE_CLEARED: False}.get(request.state)
+        query, size = f"ListEmergencies/{agency}/{is_open}", request.page_size or _DEFAULT_PAGE
+        found = await self._service.page(agency, is_open, page_cursor(query, request.page_token), size)
+        token = page_token(query, found[-1].emergency_id) if len(found) == size else ""
+        return pb.ListEmergenciesResponse(emergencies=map(to_emergency, found), next_page_token=token)
+
+    async def WatchEmergencies(self, request: pb.WatchEmergenciesRequest, context: Any) -> AsyncIterator[pb.WatchEmergenciesResponse]:
+        """The caller's agency's emergencies: what is there, then what changes."""
+        first = True
+        async for changed in self._watchtower.changes(caller().agency_id):
+            for emergency, results in changed:
+                yield pb.WatchEmergenciesResponse(
+                    emergency=to_emergency(emergency), activations=map(ActivationResult.FromString, results)
+                )
+            if first:
+                yield pb.WatchEmergenciesResponse(snapshot_complete=True)
+                first = False
+
+
+def _counter(request: pb.RaiseAlarmRequest | pb.CancelAlarmRequest) -> tuple[int, int] | None:
+    return (request.press.counter, request.press.boot_epoch) if request.HasField("press") else None

@@ -1,0 +1,129 @@
+"""Emergencies on their way out, activation results on their way in; protobuf <-> model."""
+
+from datetime import datetime, timedelta
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from chassis.bus import Received, Record, parse
+from chassis.db import Transaction
+from chassis.errors import PoisonError
+from contracts.topics import ACTIVATION_RESULT, EMERGENCY_EVENT, radio_key
+from services.emergency.model import Clocks, Emergency, Fact, RadioId, Subject
+from services.emergency.service import EmergencyService
+from sightline.activation.v1.activation_pb2 import ActivationResult
+from sightline.common.v1.actor_pb2 import Actor, ActorKind
+from sightline.common.v1.radio_pb2 import Position, RadioIdentity
+from sightline.emergency.v1 import emergency_pb2 as pb
+
+# Results of emergencies older than this are not waited for any more.
+RESULTS_SINCE = timedelta(hours=24)
+
+
+def to_emergency(e: Emergency) -> pb.Emergency:
+    """The snapshot's wire form."""
+    message = pb.Emergency(
+        emergency_id=e.emergency_id,
+        version=e.version,
+        epoch=e.epoch,
+        epoch_started_at=_stamp(e.epoch_started_at),
+        activation_expires_at=_stamp(e.activation_expires_at),
+        agency_id=e.agency_id,
+        radio=to_radio(e.radio),
+        state=pb.EMERGENCY_STATE_OPEN if e.is_open else pb.EMERGENCY_STATE_CLEARED,
+        status=pb.AlarmStatus.Value(f"ALARM_STATUS_{e.status}"),
+        subject=_subject(e.subject),
+        clocks=_clocks(e.clocks),
+        stale_on_arrival=e.stale_on_arrival,
+        repeat_count=e.repeat_count,
+        last_press_at=_stamp(e.last_press_at),
+        acknowledged=_fact(e.acknowledged),
+        cleared=_fact(e.cleared),
+        cancel_requested=_fact(e.cancel_requested),
+        related_to=e.related_to,
+        gateway_id=e.gateway_id,
+        radio_alias=e.radio_alias,
+        talkgroup_id=e.talkgroup_id,
+    )
+    if e.disposition:
+        message.disposition = pb.Disposition.Value(f"DISPOSITION_{e.disposition}")
+    if e.position:
+        place = e.position
+        message.position.CopyFrom(Position(latitude=place.latitude, longitude=place.longitude, accuracy_m=place.accuracy_m))
+    return message
+
+
+def to_radio(radio: RadioId) -> RadioIdentity:
+    """A radio's wire form."""
+    return RadioIdentity(wacn=radio.wacn, system_id=radio.system_id, unit_id=radio.unit_id)
+
+
+def from_radio(radio: RadioIdentity) -> RadioId:
+    """A radio's model form."""
+    return RadioId(radio.wacn, radio.system_id, radio.unit_id)
+
+
+def _subject(subject: Subject) -> pb.Subject:
+    return pb.Subject(
+        state=pb.SubjectState.Value(f"SUBJECT_STATE_{subject.state}"),
+        officer_id=subject.officer_id,
+        unit_id=subject.unit_id,
+        duty_version=subject.duty_version,
+        held_from=_stamp(subject.held_from),
+        held_to=_stamp(subject.held_to),
+        home_agency_id=subject.home_agency_id,
+        camera_ids=subject.camera_ids,
+    )
+
+
+def _clocks(clocks: Clocks) -> pb.Clocks:
+    message = pb.Clocks(
+        source_time=_stamp(clocks.source_time),
+        gateway_received_at=_stamp(clocks.gateway_received_at),
+        gateway_sent_at=_stamp(clocks.gateway_sent_at),
+        platform_received_at=_stamp(clocks.platform_received_at),
+        press_time=_stamp(clocks.press_time),
+        clock_suspect=clocks.clock_suspect,
+    )
+    message.gateway_skew.FromTimedelta(clocks.gateway_skew)
+    return message
+
+
+def _fact(fact: Fact | None) -> pb.Fact | None:
+    if fact is None:
+        return None
+    actor = Actor(kind=ActorKind.ValueType(fact.actor.kind), id=fact.actor.id, agency_id=fact.actor.agency_id)
+    return pb.Fact(actor=actor, at=_stamp(fact.at), note=fact.note)
+
+
+def _stamp(at: datetime | None) -> Timestamp | None:
+    if at is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(at)
+    return stamp
+
+
+class EmergencyAnnouncer:
+    """Publishes emergencies with the transaction that changed them."""
+
+    def announce(self, tx: Transaction, emergency: Emergency) -> None:
+        """Publish the snapshot with the transaction."""
+        message = pb.EmergencyEvent(emergency=to_emergency(emergency))
+        subject = f"emergencies/{emergency.emergency_id}"
+        tx.emit(Record.of(EMERGENCY_EVENT, radio_key(message.emergency.radio), message, source="emergency", subject=subject))
+
+
+class ResultReader:
+    """Takes in what activations came to."""
+
+    topics = (ACTIVATION_RESULT,)
+
+    def __init__(self, service: EmergencyService) -> None:
+        self._service = service
+
+    async def __call__(self, received: Received) -> None:
+        """Handle one record of `activation.result`."""
+        result = parse(ActivationResult, received.value)
+        if not result.emergency_id or not result.version:
+            raise PoisonError("a result without emergency or version")
+        await self._service.keep_result(result.emergency_id, result.epoch, result.camera_id, result.version, received.value)

@@ -1,0 +1,266 @@
+"""The emergency and its rules; no I/O.
+
+    open ──clear──▶ cleared          Nothing else ends an emergency: not time, not a cancel, not a lost link.
+
+Acknowledged, cancel requested, stale and whose it is are facts beside that state.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from chassis.errors import Changed, InvalidRequest, WrongState
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+
+# A counter's press key and a waiting cancel match this long; afterwards an equal key is another press.
+KEY_LIFE = timedelta(minutes=30)
+# A press that comes so soon after the clear is shown as following it.
+RELATED = timedelta(hours=4)
+# Clocks that differ by more than this cannot both be right.
+CLOCK_TOLERANCE = timedelta(seconds=5)
+
+
+class Status(StrEnum):
+    """Whether an alarm is meant."""
+
+    ACTUAL = "ACTUAL"
+    EXERCISE = "EXERCISE"
+
+
+class Disposition(StrEnum):
+    """Outcome of a clear."""
+
+    RESOLVED = "RESOLVED"
+    FALSE_ACTIVATION = "FALSE_ACTIVATION"
+    EXERCISE = "EXERCISE"
+    SUPERSEDED_BY_ACTUAL = "SUPERSEDED_BY_ACTUAL"
+
+
+class SubjectState(StrEnum):
+    """How well it is known whose emergency it is."""
+
+    HELD = "HELD"
+    NOBODY = "NOBODY"
+    RADIO_UNKNOWN = "RADIO_UNKNOWN"
+    UNPINNED = "UNPINNED"
+    BOUND = "BOUND"
+
+
+@dataclass(frozen=True)
+class RadioId:
+    """What a radio sends: unique only as a whole."""
+
+    wacn: int
+    system_id: int
+    unit_id: int
+
+    def __str__(self) -> str:
+        return f"{self.wacn:05x}-{self.system_id:03x}-{self.unit_id:06x}"
+
+
+@dataclass(frozen=True)
+class Who:
+    """An actor: kind as in sightline.common.v1.ActorKind."""
+
+    kind: int
+    id: str
+    agency_id: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that somebody did, once."""
+
+    actor: Who
+    at: datetime
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A fix in degrees; accuracy in metres, None if not told."""
+
+    latitude: float
+    longitude: float
+    accuracy_m: float | None = None
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """The three clocks of a press, and the time that everything downstream uses."""
+
+    gateway_received_at: datetime
+    gateway_sent_at: datetime
+    platform_received_at: datetime
+    press_time: datetime
+    gateway_skew: timedelta
+    clock_suspect: bool
+    source_time: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whose emergency it is, settled once at acceptance or by a bind."""
+
+    state: SubjectState
+    officer_id: str = ""
+    unit_id: str = ""
+    duty_version: int = 0
+    held_from: datetime | None = None
+    held_to: datetime | None = None
+    home_agency_id: str = ""
+    camera_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Press:
+    """One press as the gateway sent it."""
+
+    key: str
+    request_id: str
+    radio: RadioId
+    clocks: Clocks
+    status: Status
+    gateway: Who
+    radio_alias: str = ""
+    talkgroup_id: int = 0
+    position: Place | None = None
+
+
+@dataclass(frozen=True)
+class Emergency:
+    """One emergency; every method returns the next version."""
+
+    emergency_id: str
+    version: int
+    epoch: int
+    epoch_started_at: datetime
+    activation_expires_at: datetime
+    agency_id: str
+    radio: RadioId
+    status: Status
+    subject: Subject
+    clocks: Clocks
+    stale_on_arrival: bool
+    last_press_at: datetime
+    gateway_id: str
+    repeat_count: int = 0
+    acknowledged: Fact | None = None
+    cleared: Fact | None = None
+    disposition: Disposition | None = None
+    cancel_requested: Fact | None = None
+    related_to: str = ""
+    radio_alias: str = ""
+    talkgroup_id: int = 0
+    position: Place | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it goes on."""
+        return self.cleared is None
+
+    def fold(self, press: Press) -> "Emergency":
+        """Another press of the same radio: counted, refreshes the place, and takes back an earlier cancel."""
+        self._require_open()
+        cancelled_before = self.cancel_requested and self.cancel_requested.at <= press.clocks.platform_received_at
+        return self._next(
+            repeat_count=self.repeat_count + 1,
+            last_press_at=max(self.last_press_at, press.clocks.press_time),
+            position=press.position or self.position,
+            cancel_requested=None if cancelled_before else self.cancel_requested,
+        )
+
+    def request_cancel(self, fact: Fact) -> "Emergency":
+        """The wearer says that it was a mistake: a fact for dispatch, which stops nothing. A repeat changes nothing."""
+        if not self.is_open or self.cancel_requested:
+            return self
+        return self._next(cancel_requested=fact)
+
+    def acknowledge(self, fact: Fact) -> "Emergency":
+        """Somebody takes it. The first one stays; a cleared emergency may still be acknowledged."""
+        return self if self.acknowledged else self._next(acknowledged=fact)
+
+    def clear(self, fact: Fact, disposition: Disposition, expected_version: int = 0) -> "Emergency":
+        """An authority ends it. The same person's repeat changes nothing; anybody else is told that it is over."""
+        if self.cleared and self.cleared.actor == fact.actor and self.disposition == disposition:
+            return self
+        self._require_open()
+        self._require_version(expected_version)
+        return self._next(cleared=fact, disposition=disposition)
+
+    def bind(self, subject: Subject, at: datetime, age_gate: timedelta, expected_version: int = 0) -> "Emergency":
+        """A person names the officer: a new epoch, with the officer's cameras in the event itself."""
+        self._require_open()
+        self._require_version(expected_version)
+        return self._next(epoch=self.epoch + 1, epoch_started_at=at, activation_expires_at=at + age_gate, subject=subject)
+
+    def _next(self, **changes: object) -> "Emergency":
+        return replace(self, version=self.version + 1, **changes)  # type: ignore[arg-type]
+
+    def _require_open(self) -> None:
+        if not self.is_open:
+            version = {"version": str(self.version)}
+            raise WrongState(Reason.ERROR_REASON_EMERGENCY_CLEARED, "the emergency has been cleared", metadata=version)
+
+    def _require_version(self, expected: int) -> None:
+        if expected and expected != self.version:
+            version = {"version": str(self.version)}
+            raise Changed(Reason.ERROR_REASON_VERSION_CONFLICT, "the emergency has changed; look again", metadata=version)
+
+
+def read_clocks(received_at: datetime, sent_at: datetime, source: datetime | None, now: datetime, age_gate: timedelta) -> Clocks:
+    """Time of a press out of three clocks. Only the difference of the gateway's two times counts, never its clock.
+
+    No alarm is refused for its clocks: what cannot be right is marked, and counts as pressed now.
+    """
+    waited = sent_at - received_at
+    skew = sent_at - now
+    suspect = waited < timedelta(0) or abs(skew) > CLOCK_TOLERANCE
+    press_time = now - max(waited, timedelta(0))
+    if source is not None:
+        ahead, behind = source - press_time, press_time - source
+        suspect = suspect or ahead > CLOCK_TOLERANCE or behind > max(age_gate, CLOCK_TOLERANCE)
+    return Clocks(received_at, sent_at, now, press_time, skew, suspect, source)
+
+
+def open_emergency(
+    emergency_id: str, press: Press, subject: Subject, age_gate: timedelta, previous: Emergency | None, cancel: Fact | None
+) -> Emergency:
+    """A press without an open emergency opens one; an old press opens a stale one, which starts no camera.
+
+    `previous` is the radio's newest cleared emergency; `cancel` one that came before its press.
+    """
+    clocks = press.clocks
+    related = previous and previous.cleared and clocks.platform_received_at - previous.cleared.at < RELATED
+    return Emergency(
+        emergency_id=emergency_id,
+        version=1,
+        epoch=1,
+        epoch_started_at=clocks.press_time,
+        activation_expires_at=clocks.press_time + age_gate,
+        agency_id=press.gateway.agency_id,
+        radio=press.radio,
+        status=press.status,
+        subject=subject,
+        clocks=clocks,
+        stale_on_arrival=clocks.platform_received_at - clocks.press_time >= age_gate,
+        last_press_at=clocks.press_time,
+        gateway_id=press.gateway.id,
+        cancel_requested=cancel,
+        related_to=previous.emergency_id if previous and related else "",
+        radio_alias=press.radio_alias,
+        talkgroup_id=press.talkgroup_id,
+        position=press.position,
+    )
+
+
+def press_key(radio: RadioId, request_id: str, counter: tuple[int, int] | None) -> str:
+    """What tells one press from another: the counter with its boot epoch where there is one, else the request."""
+    return f"{radio}/c{counter[1]}.{counter[0]}" if counter else f"{radio}/r{request_id}"
+
+
+def cancelled_key(radio: RadioId, request_id: str, counter: tuple[int, int] | None) -> str:
+    """Key of the press that a cancel names; InvalidRequest if it names none."""
+    if counter is None and not request_id:
+        raise InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, "give press or press_request_id")
+    return press_key(radio, request_id, counter)

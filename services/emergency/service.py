@@ -1,0 +1,262 @@
+"""The emergency service's use cases."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from uuid_utils import uuid7
+
+from chassis.audit import Audit, Entry
+from chassis.clock import Clock
+from chassis.db import Database, Transaction
+from chassis.errors import Forbidden, NotFound, Unavailable
+from chassis.identity import Caller
+from services.emergency.model import (
+    KEY_LIFE, Disposition, Emergency, Fact, Press, RadioId, Status, Subject, SubjectState, Who, open_emergency,
+)  # fmt: skip
+from sightline.common.v1.actor_pb2 import Actor, ActorKind
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+
+# The gateway gets an answer within a second, whatever hangs; the database is never told to hurry (a cancelled wait
+# for a standby at the commit would look like a success).
+ANSWER_WITHIN_S = 0.9
+_SYSTEM = Who(ActorKind.ACTOR_KIND_SERVICE, "service/emergency", "platform")
+
+
+@dataclass(frozen=True)
+class KnownPress:
+    """What a press was answered."""
+
+    emergency_id: str
+    version: int
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How far an emergency has been shown."""
+
+    emergency_id: str
+    agency_id: str
+    shown: int
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The registry's word on a radio at a time: the subject, and whether the gateway's agency is registered."""
+
+    subject: Subject
+    agency_known: bool
+
+
+class Emergencies(Protocol):
+    """What the use cases need of the store; `store.Store` describes each."""
+
+    async def lock_radio(self, tx: Transaction, radio: RadioId) -> None: ...
+    async def known_press(self, tx: Transaction, press: Press) -> KnownPress | None: ...
+    async def emergency_of_press(self, tx: Transaction, key: str, since: datetime) -> Emergency | None: ...
+    async def press_of_other_radio(self, tx: Transaction, radio: RadioId, request_id: str) -> bool: ...
+    async def newest_of_radio(self, tx: Transaction, radio: RadioId) -> Emergency | None: ...
+    async def get(self, tx: Transaction, emergency_id: str, *, lock: bool = False) -> Emergency | None: ...
+    async def insert(self, tx: Transaction, emergency: Emergency) -> None: ...
+    async def update(self, tx: Transaction, emergency: Emergency) -> None: ...
+    async def add_press(self, tx: Transaction, press: Press, answer: KnownPress) -> None: ...
+    async def keep_cancel(self, tx: Transaction, key: str, fact: Fact) -> None: ...
+    async def take_cancel(self, tx: Transaction, key: str, since: datetime) -> Fact | None: ...
+    async def page(self, tx: Transaction, agency_id: str | None, is_open: bool | None, before: str, limit: int) -> list[Emergency]: ...
+    async def seen(self, tx: Transaction, lately: timedelta) -> list[Seen]: ...
+    async def several(self, tx: Transaction, ids: Sequence[str]) -> list[Emergency]: ...
+    async def results(self, tx: Transaction, ids: Sequence[str]) -> Mapping[str, list[bytes]]: ...
+    async def keep_result(self, tx: Transaction, emergency_id: str, epoch: int, camera_id: str, version: int, result: bytes) -> bool: ...
+
+
+class Registry(Protocol):
+    """What we ask the registry."""
+
+    async def holder(self, radio: RadioId, at: datetime, agency_id: str) -> Holder | None:
+        """Who held the radio; None if there is no answer within the budget."""
+        ...
+
+    async def officer(self, officer_id: str, at: datetime) -> tuple[str, Subject]:
+        """An officer's agency, and the officer as a bound subject; NotFound, or Unavailable."""
+        ...
+
+
+class Announcer(Protocol):
+    """Tells the world about emergencies."""
+
+    def announce(self, tx: Transaction, emergency: Emergency) -> None:
+        """Publish the snapshot with the transaction."""
+        ...
+
+
+Viewed = tuple[Emergency, list[bytes]]
+
+
+class EmergencyService:
+    """Presses in, emergencies managed."""
+
+    def __init__(
+        self, database: Database, store: Emergencies, registry: Registry, announcer: Announcer, audit: Audit, clock: Clock, age_gate: timedelta
+    ) -> None:
+        self._database, self._store, self._registry, self._announcer = database, store, registry, announcer
+        self._audit, self._clock, self.age_gate = audit, clock, age_gate
+        self.changed = asyncio.Event()
+        self._unfinished: set[asyncio.Task[KnownPress]] = set()
+
+    async def raise_alarm(self, press: Press) -> KnownPress:
+        """Take a press. Unavailable after a second at the latest; the work then still comes to its own end."""
+        work = asyncio.create_task(self._raise_alarm(press))
+        self._unfinished.add(work)
+        work.add_done_callback(self._unfinished.discard)
+        done, _ = await asyncio.wait({work}, timeout=ANSWER_WITHIN_S)
+        if not done:
+            work.add_done_callback(lambda task: task.cancelled() or task.exception())  # an error here has been answered
+            raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "the press could not be made durable in time; send it again")
+        return work.result()
+
+    async def _raise_alarm(self, press: Press) -> KnownPress:
+        async with self._database.transaction() as tx:
+            if known := await self._store.known_press(tx, press):
+                return known
+        holder = await self._registry.holder(press.radio, press.clocks.press_time, press.gateway.agency_id)
+        if holder and not holder.agency_known:
+            raise Forbidden(Reason.ERROR_REASON_AGENCY_UNKNOWN, f"agency {press.gateway.agency_id} is not registered")
+        subject = holder.subject if holder else Subject(SubjectState.UNPINNED)
+        async with self._database.transaction() as tx:
+            await self._store.lock_radio(tx, press.radio)
+            if known := await self._store.known_press(tx, press):
+                return known
+            answer = await self._take(tx, press, subject)
+            await self._store.add_press(tx, press, answer)
+        self.changed.set()
+        return answer
+
+    async def _take(self, tx: Transaction, press: Press, subject: Subject) -> KnownPress:
+        """Fold the press into the radio's open emergency, or open one."""
+        newest = await self._store.newest_of_radio(tx, press.radio)
+        if newest and newest.is_open:
+            if newest.status != Status.EXERCISE or press.status == Status.EXERCISE:
+                folded = newest.fold(press)
+                await self._save(tx, folded, "emergency.repeated", press.gateway)
+                return KnownPress(folded.emergency_id, folded.version, "FOLDED")
+            # A real alarm ends the drill of the same officer; both are kept.
+            newest = newest.clear(Fact(_SYSTEM, press.clocks.platform_received_at), Disposition.SUPERSEDED_BY_ACTUAL)
+            await self._save(tx, newest, "emergency.cleared", _SYSTEM)
+        cancel = await self._store.take_cancel(tx, press.key, press.clocks.platform_received_at - KEY_LIFE)
+        emergency = open_emergency(str(uuid7()), press, subject, self.age_gate, newest, cancel)
+        await self._store.insert(tx, emergency)
+        self._announcer.announce(tx, emergency)
+        details = {"radio": str(press.radio), "subject": subject.state.value, "officer": subject.officer_id, "stale": str(emergency.stale_on_arrival)}
+        await self._note(tx, "emergency.raised", press.gateway, emergency, details)
+        return KnownPress(emergency.emergency_id, emergency.version, "OPENED")
+
+    async def cancel_alarm(self, gateway: Who, radio: RadioId, key: str, request_id: str, note: str) -> str:
+        """A fact on the emergency of the named press, or kept until that press comes; returns the emergency's id."""
+        fact = Fact(gateway, self._clock.now(), note)
+        async with self._database.transaction() as tx:
+            await self._store.lock_radio(tx, radio)
+            if request_id and await self._store.press_of_other_radio(tx, radio, request_id):
+                raise Forbidden(Reason.ERROR_REASON_CANCEL_FROM_OTHER_RADIO, "that press is another radio's")
+            emergency = await self._store.emergency_of_press(tx, key, fact.at - KEY_LIFE)
+            if emergency is None:
+                await self._store.keep_cancel(tx, key, fact)
+                return ""
+            if emergency.agency_id != gateway.agency_id:
+                raise Forbidden(Reason.ERROR_REASON_OTHER_AGENCY, "this belongs to another agency")
+            await self._save_if_new(tx, emergency, emergency.request_cancel(fact), "emergency.cancel_requested", gateway)
+        self.changed.set()
+        return emergency.emergency_id
+
+    async def acknowledge(self, caller: Caller, emergency_id: str, note: str) -> Emergency:
+        """The caller takes the emergency."""
+        fact = self._fact(caller, note)
+        return await self._change(caller, emergency_id, "emergency.acknowledged", lambda e: e.acknowledge(fact))
+
+    async def clear(self, caller: Caller, emergency_id: str, disposition: Disposition, note: str, expected_version: int) -> Emergency:
+        """The caller ends the emergency."""
+        fact = self._fact(caller, note)
+        return await self._change(caller, emergency_id, "emergency.cleared", lambda e: e.clear(fact, disposition, expected_version))
+
+    async def bind_subject(self, caller: Caller, emergency_id: str, officer_id: str, note: str, expected_version: int) -> Emergency:
+        """The caller names the officer; his or her cameras start."""
+        now = self._clock.now()
+        agency_id, subject = await self._registry.officer(officer_id, now)
+
+        def bind(emergency: Emergency) -> Emergency:
+            if agency_id != emergency.agency_id:
+                raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "no such officer")
+            return emergency.bind(subject, now, self.age_gate, expected_version)
+
+        details = {"officer": officer_id, "cameras": ",".join(subject.camera_ids), "note": note}
+        return await self._change(caller, emergency_id, "emergency.bound", bind, details)
+
+    async def get(self, caller: Caller, emergency_id: str) -> Viewed:
+        """One emergency with its activation results; NotFound also for another agency's."""
+        async with self._database.transaction() as tx:
+            emergency = await self._store.get(tx, emergency_id)
+            if emergency is None or not caller.may_see(emergency.agency_id):
+                raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "no such emergency")
+            return emergency, (await self._store.results(tx, [emergency_id])).get(emergency_id, [])
+
+    async def page(self, agency_id: str | None, is_open: bool | None, before: str, limit: int) -> list[Emergency]:
+        """A page of emergencies, newest first."""
+        async with self._database.transaction() as tx:
+            return await self._store.page(tx, agency_id, is_open, before, limit)
+
+    async def seen(self, lately: timedelta) -> list[Seen]:
+        """What watchers shall know of."""
+        async with self._database.transaction() as tx:
+            return await self._store.seen(tx, lately)
+
+    async def viewed(self, ids: Sequence[str]) -> list[Viewed]:
+        """Emergencies with their results."""
+        async with self._database.transaction() as tx:
+            results = await self._store.results(tx, ids)
+            return [(e, results.get(e.emergency_id, [])) for e in await self._store.several(tx, ids)]
+
+    async def keep_result(self, emergency_id: str, epoch: int, camera_id: str, version: int, result: bytes) -> None:
+        """Show what an activation came to."""
+        async with self._database.transaction() as tx:
+            await self._store.keep_result(tx, emergency_id, epoch, camera_id, version, result)
+        self.changed.set()
+
+    async def _change(
+        self, caller: Caller, emergency_id: str, action: str, change: Callable[[Emergency], Emergency], details: dict[str, str] | None = None
+    ) -> Emergency:
+        who = who_of(caller.actor)
+        async with self._database.transaction() as tx:
+            emergency = await self._store.get(tx, emergency_id, lock=True)
+            if emergency is None or emergency.agency_id != caller.agency_id:
+                raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "no such emergency")
+            changed = change(emergency)
+            await self._save_if_new(tx, emergency, changed, action, who, details)
+        self.changed.set()
+        return changed
+
+    async def _save_if_new(
+        self, tx: Transaction, old: Emergency, new: Emergency, action: str, who: Who, details: dict[str, str] | None = None
+    ) -> None:
+        if new is not old:
+            await self._save(tx, new, action, who, details)
+
+    async def _save(self, tx: Transaction, emergency: Emergency, action: str, who: Who, details: dict[str, str] | None = None) -> None:
+        await self._store.update(tx, emergency)
+        self._announcer.announce(tx, emergency)
+        await self._note(tx, action, who, emergency, details or {})
+
+    async def _note(self, tx: Transaction, action: str, who: Who, emergency: Emergency, details: dict[str, str]) -> None:
+        actor = Actor(kind=ActorKind.ValueType(who.kind), id=who.id, agency_id=who.agency_id)
+        facts = {"version": str(emergency.version), "epoch": str(emergency.epoch)} | details
+        target = f"emergencies/{emergency.emergency_id}"
+        await self._audit.record(tx, Entry(action, actor, target, emergency.agency_id, emergency.emergency_id, facts))
+
+    def _fact(self, caller: Caller, note: str) -> Fact:
+        return Fact(who_of(caller.actor), self._clock.now(), note)
+
+
+def who_of(actor: Actor) -> Who:
+    """The model's form of an actor."""
+    return Who(int(actor.kind), actor.id, actor.agency_id)

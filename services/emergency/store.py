@@ -1,0 +1,142 @@
+"""The emergency service's SQL. An emergency is one JSON document, with columns for what the database must enforce."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import LiteralString
+
+from psycopg.types.json import Jsonb
+from pydantic import TypeAdapter
+
+from chassis.db import Row, Transaction
+from services.emergency.model import KEY_LIFE, Emergency, Fact, Press, RadioId
+from services.emergency.service import KnownPress, Seen
+
+_EMERGENCY, _FACT = TypeAdapter(Emergency), TypeAdapter(Fact)
+_SEEN: LiteralString = "SELECT emergency_id::text, agency_id, shown FROM emergency WHERE is_open OR shown_at > now() - %s"
+
+
+class Store:
+    """All access to the emergency service's tables. Methods work inside the caller's transaction."""
+
+    async def lock_radio(self, tx: Transaction, radio: RadioId) -> None:
+        """Presses and cancels of one radio take turns until the transaction ends."""
+        await tx.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [str(radio)])
+
+    async def known_press(self, tx: Transaction, press: Press) -> KnownPress | None:
+        """What an equal press was answered: same request, or same counter within the key's life."""
+        row = await tx.one(
+            "SELECT emergency_id::text, version, outcome FROM press"
+            " WHERE key = %s AND (received_at > %s OR request_id = %s) ORDER BY received_at DESC LIMIT 1",
+            [press.key, press.clocks.platform_received_at - KEY_LIFE, press.request_id],
+        )
+        return KnownPress(**row) if row else None
+
+    async def emergency_of_press(self, tx: Transaction, key: str, since: datetime) -> Emergency | None:
+        """The emergency that a named press belongs to."""
+        row = await tx.one(
+            "SELECT document FROM emergency JOIN press USING (emergency_id)"
+            " WHERE key = %s AND received_at > %s ORDER BY press_id DESC LIMIT 1 FOR UPDATE OF emergency",
+            [key, since],
+        )
+        return _emergency(row)
+
+    async def press_of_other_radio(self, tx: Transaction, radio: RadioId, request_id: str) -> bool:
+        """Whether another radio's press had this request_id."""
+        found = await tx.one(
+            "SELECT 1 FROM press JOIN emergency USING (emergency_id) WHERE request_id = %s AND radio <> %s LIMIT 1", [request_id, str(radio)]
+        )
+        return found is not None
+
+    async def newest_of_radio(self, tx: Transaction, radio: RadioId) -> Emergency | None:
+        """The radio's open emergency, else its newest."""
+        return _emergency(
+            await tx.one("SELECT document FROM emergency WHERE radio = %s ORDER BY is_open DESC, emergency_id DESC LIMIT 1 FOR UPDATE", [str(radio)])
+        )
+
+    async def get(self, tx: Transaction, emergency_id: str, *, lock: bool = False) -> Emergency | None:
+        """One emergency; `lock` for a change."""
+        query: LiteralString = "SELECT document FROM emergency WHERE emergency_id = %s"
+        return _emergency(await tx.one(query + (" FOR UPDATE" if lock else ""), [emergency_id]))
+
+    async def insert(self, tx: Transaction, emergency: Emergency) -> None:
+        """A new emergency; the database refuses a second open one of the same radio."""
+        await tx.execute(
+            "INSERT INTO emergency (emergency_id, radio, agency_id, is_open, version, document) VALUES (%s, %s, %s, %s, %s, %s)",
+            [emergency.emergency_id, str(emergency.radio), emergency.agency_id, emergency.is_open, emergency.version, _document(emergency)],
+        )
+
+    async def update(self, tx: Transaction, emergency: Emergency) -> None:
+        """The next version of an emergency that this transaction has locked."""
+        done = await tx.execute(
+            "UPDATE emergency SET is_open = %s, version = %s, document = %s, shown = shown + 1, shown_at = now()"
+            " WHERE emergency_id = %s AND version = %s",
+            [emergency.is_open, emergency.version, _document(emergency), emergency.emergency_id, emergency.version - 1],
+        )
+        if done != 1:
+            raise RuntimeError(f"emergency {emergency.emergency_id} changed under its lock")
+
+    async def add_press(self, tx: Transaction, press: Press, answer: KnownPress) -> None:
+        """Remember a press and its answer."""
+        await tx.execute(
+            "INSERT INTO press (key, request_id, received_at, emergency_id, version, outcome) VALUES (%s, %s, %s, %s, %s, %s)",
+            [press.key, press.request_id, press.clocks.platform_received_at, answer.emergency_id, answer.version, answer.outcome],
+        )
+
+    async def keep_cancel(self, tx: Transaction, key: str, fact: Fact) -> None:
+        """A cancel that came before its press waits for it; the first one stays. Old ones go."""
+        await tx.execute("DELETE FROM pending_cancel WHERE at < %s", [fact.at - KEY_LIFE])
+        await tx.execute("INSERT INTO pending_cancel (key, at, fact) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+                         [key, fact.at, Jsonb(_FACT.dump_python(fact, mode="json"))])  # fmt: skip
+
+    async def take_cancel(self, tx: Transaction, key: str, since: datetime) -> Fact | None:
+        """The cancel that waits for this press."""
+        row = await tx.one("DELETE FROM pending_cancel WHERE key = %s RETURNING at, fact", [key])
+        return _FACT.validate_python(row["fact"]) if row and row["at"] > since else None
+
+    async def page(self, tx: Transaction, agency_id: str | None, is_open: bool | None, before: str, limit: int) -> list[Emergency]:
+        """Emergencies, newest first, that are older than one; of one agency, or of all for None."""
+        rows = await tx.all(
+            "SELECT document FROM emergency WHERE (%s::text IS NULL OR agency_id = %s) AND (%s::bool IS NULL OR is_open = %s)"
+            " AND (%s::uuid IS NULL OR emergency_id < %s) ORDER BY emergency_id DESC LIMIT %s",
+            [agency_id, agency_id, is_open, is_open, before or None, before or None, limit],
+        )
+        return [_EMERGENCY.validate_python(row["document"]) for row in rows]
+
+    async def seen(self, tx: Transaction, lately: timedelta) -> list[Seen]:
+        """What a watcher shall know of: all that is open, and all that changed lately."""
+        return [Seen(**row) for row in await tx.all(_SEEN, [lately])]
+
+    async def several(self, tx: Transaction, ids: Sequence[str]) -> list[Emergency]:
+        """Emergencies by id."""
+        rows = await tx.all("SELECT document FROM emergency WHERE emergency_id = ANY(%s::uuid[]) ORDER BY emergency_id", [list(ids)])
+        return [_EMERGENCY.validate_python(row["document"]) for row in rows]
+
+    async def results(self, tx: Transaction, ids: Sequence[str]) -> Mapping[str, list[bytes]]:
+        """Activation results by emergency, in order of epoch and camera."""
+        rows = await tx.all(
+            "SELECT emergency_id::text, result FROM activation WHERE emergency_id = ANY(%s::uuid[]) ORDER BY epoch, camera_id", [list(ids)]
+        )
+        found: dict[str, list[bytes]] = {}
+        for row in rows:
+            found.setdefault(row["emergency_id"], []).append(bytes(row["result"]))
+        return found
+
+    async def keep_result(self, tx: Transaction, emergency_id: str, epoch: int, camera_id: str, version: int, result: bytes) -> bool:
+        """Keep a result if it is newer than the one known, and let watchers see it."""
+        kept = await tx.execute(
+            "INSERT INTO activation AS a (emergency_id, epoch, camera_id, version, result) VALUES (%s, %s, %s, %s, %s)"
+            " ON CONFLICT (emergency_id, epoch, camera_id) DO UPDATE SET version = excluded.version, result = excluded.result"
+            " WHERE a.version < excluded.version",
+            [emergency_id, epoch, camera_id, version, result],
+        )
+        if kept:
+            await tx.execute("UPDATE emergency SET shown = shown + 1, shown_at = now() WHERE emergency_id = %s", [emergency_id])
+        return bool(kept)
+
+
+def _document(emergency: Emergency) -> Jsonb:
+    return Jsonb(_EMERGENCY.dump_python(emergency, mode="json"))
+
+
+def _emergency(row: Row | None) -> Emergency | None:
+    return _EMERGENCY.validate_python(row["document"]) if row else None

@@ -1,0 +1,103 @@
+"""What a lane does: topic → agent. Faust forgets an event whose handler raises, so no body here ever raises."""
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+import faust
+from faust.types import EventT, StreamT
+
+from activation import join
+from chassis import telemetry
+from chassis.bus import Received, Record, parse
+from chassis.reader import Handler, dead_letter
+from contracts.topics import ACTIVATION_DECISION, EMERGENCY_EVENT, REGISTRY_DUTY, radio_key
+from services.joiner.tables import Decided, Freshness, Parked, duty_table, newer
+from sightline.emergency.v1.emergency_pb2 import Emergency, EmergencyEvent
+from sightline.registry.v1.duty_pb2 import DutyRecord
+
+
+class Lane:
+    """One lane: a table of duty records, a stream of emergencies, decisions out."""
+
+    def __init__(self, app: faust.App, lane: str, trickle: timedelta) -> None:
+        self._app, self._lane = app, lane
+        self._duty = duty_table(app)
+        self._parked, self._decided, self._fresh = Parked(), Decided(), Freshness(trickle)
+        self._topics: dict[str, faust.types.TopicT] = {}
+        app.agent(self._topic(REGISTRY_DUTY.name), name="duty")(self._read_duty)
+        app.agent(self._topic(EMERGENCY_EVENT.name), name="emergencies")(self._read_emergencies)
+
+    async def _read_duty(self, stream: StreamT[bytes]) -> None:
+        async for event in stream.events():
+            await self._guard("joiner", event, self._take_duty)
+
+    async def _read_emergencies(self, stream: StreamT[bytes]) -> None:
+        async for event in stream.events():
+            await self._guard("joiner", event, self._take_emergency)
+
+    async def _take_duty(self, received: Received) -> None:
+        """A newer record replaces the known one, and may be what a parked press waits for."""
+        record = parse(DutyRecord, received.value)
+        self._fresh.heard(received.partition, received.time)
+        if newer(record, self._duty.get(received.key)):
+            self._duty[received.key] = received.value
+        if waiting := self._parked.take(received.key):
+            await self._decide(received.key, received.partition, *waiting)
+
+    async def _take_emergency(self, received: Received) -> None:
+        """Each open (emergency, epoch) is answered once."""
+        emergency = parse(EmergencyEvent, received.value).emergency
+        if emergency not in self._decided:
+            await self._decide(radio_key(emergency.radio), received.partition, emergency, received.traceparent)
+
+    async def _decide(self, radio: bytes, partition: int, emergency: Emergency, traceparent: str | None) -> None:
+        """Join and publish, or park until the radio's record arrives."""
+        known = self._duty.get(radio)
+        duty = DutyRecord.FromString(known) if known is not None else None
+        with telemetry.span("joiner join", parent=traceparent, attributes={"emergency.id": emergency.emergency_id}):
+            decision = join(emergency, duty, duty_is_fresh=self._fresh.is_fresh(partition, datetime.now(UTC)))
+            if decision is not None:
+                subject = f"emergencies/{emergency.emergency_id}"
+                await self._send(Record.of(ACTIVATION_DECISION, radio, decision, source=f"joiner/{self._lane}", subject=subject))
+                self._decided.add(emergency)
+            elif not emergency.HasField("cleared"):
+                telemetry.log().info("parked", emergency=emergency.emergency_id, have=duty.version if duty else None)
+                self._parked.put(radio, emergency, traceparent)
+
+    async def _guard(self, reader: str, event: EventT[bytes], handle: Handler) -> None:
+        """Handle an event; whatever goes wrong with it goes to the DLQ; if that fails, the process ends at once."""
+        received = _received(event)
+        try:
+            await handle(received)
+        except Exception as error:
+            telemetry.log().exception("dead letter", topic=received.topic, offset=received.offset)
+            try:
+                await self._send(dead_letter(f"{reader}-{self._lane}", received, error))
+            except Exception:
+                os._exit(70)  # the event is not acknowledged, so the next process reads it again
+
+    async def _send(self, record: Record) -> None:
+        headers = {name: value.encode() for name, value in record.headers.items()}
+        await (await self._topic(record.topic).send(key=record.key, value=record.value, headers=headers))
+
+    def _topic(self, name: str) -> faust.types.TopicT:
+        if name not in self._topics:
+            self._topics[name] = self._app.topic(name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+        return self._topics[name]
+
+
+def _received(event: EventT[bytes]) -> Received:
+    """The event in the chassis's form."""
+    message = event.message
+    headers = message.headers or {}
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    return Received(
+        topic=message.topic,
+        partition=message.partition,
+        offset=message.offset,
+        time=datetime.fromtimestamp(message.timestamp, UTC),
+        key=message.key or b"",
+        value=message.value or b"",
+        headers=dict(pairs),
+    )

@@ -1,0 +1,48 @@
+"""The Faust app of one lane, from its settings. All that makes Faust safe here is in this file and in `agents`."""
+
+import ssl
+
+import faust
+from faust.auth import SASLCredentials
+
+from services.joiner.settings import JoinerSettings
+
+
+def build(settings: JoinerSettings) -> faust.App:
+    """An app that shares nothing with other lanes: the id names its group, its table and its changelog.
+
+    Never `exactly_once` (it duplicates and hangs), never the web server, no leader topic; a short session, because a
+    lane that dies is replaced after it. What covers Faust's failures: docs/decisions/0002-faust-is-not-trusted-alone.md.
+    """
+    kafka, folder = settings.kafka, settings.data_dir / settings.lane
+    folder.mkdir(parents=True, exist_ok=True)
+    return faust.App(
+        f"sightline-joiner-{settings.lane}",
+        broker=[f"kafka://{broker}" for broker in kafka.bootstrap.split(",")],
+        broker_credentials=_credentials(settings),
+        broker_session_timeout=6.0,
+        broker_heartbeat_interval=2.0,
+        broker_rebalance_timeout=10.0,
+        broker_max_poll_records=100,
+        consumer_auto_offset_reset="earliest",
+        datadir=str(folder),
+        processing_guarantee="at_least_once",
+        producer_acks=-1,
+        producer_linger_ms=0,
+        store="memory://",
+        stream_wait_empty=False,
+        topic_disable_leader=True,
+        topic_allow_declare=True,
+        web_enabled=False,
+    )
+
+
+def _credentials(settings: JoinerSettings) -> SASLCredentials | faust.auth.SSLCredentials | None:
+    kafka = settings.kafka
+    if kafka.security == "PLAINTEXT":
+        return None
+    context = ssl.create_default_context(cafile=str(kafka.ca_file) if kafka.ca_file else None)
+    if kafka.security == "SSL":
+        return faust.auth.SSLCredentials(context=context)
+    password = kafka.password_file.read_text().strip() if kafka.password_file else ""
+    return SASLCredentials(username=kafka.username, password=password, ssl_context=context, mechanism="SCRAM-SHA-512")

@@ -1,0 +1,74 @@
+"""The lane's memory: the newest duty record of every radio, and the presses that wait for one."""
+
+from collections import OrderedDict
+from datetime import UTC, datetime, timedelta
+
+import faust
+
+from contracts.topics import RADIO_PARTITIONS
+from sightline.emergency.v1.emergency_pb2 import Emergency
+from sightline.registry.v1.duty_pb2 import DutyRecord
+
+# Parked presses at the most; the oldest gives way, and `reconcile` in `streams` does not depend on us.
+_PARKED_AT_MOST = 10_000
+
+
+def duty_table(app: faust.App) -> faust.Table:
+    """Radio key → DutyRecord bytes. Plain bytes types: a table with a raw `schema` recovers nothing (Faust 0.15)."""
+    return app.Table("duty", key_type=bytes, value_type=bytes, partitions=RADIO_PARTITIONS)
+
+
+class Parked:
+    """The newest event of each emergency that cannot be decided yet, by radio."""
+
+    def __init__(self) -> None:
+        self._events: OrderedDict[bytes, tuple[Emergency, str | None]] = OrderedDict()
+
+    def put(self, radio: bytes, emergency: Emergency, traceparent: str | None) -> None:
+        """Keep an event with its trace; one radio has one open emergency, so the newest replaces the older."""
+        self._events[radio] = (emergency, traceparent)
+        self._events.move_to_end(radio)
+        if len(self._events) > _PARKED_AT_MOST:
+            self._events.popitem(last=False)
+
+    def take(self, radio: bytes) -> tuple[Emergency, str | None] | None:
+        """The event that waits for this radio's record."""
+        return self._events.pop(radio, None)
+
+
+class Freshness:
+    """When each duty partition was last heard of; the registry's trickle keeps all of them moving."""
+
+    def __init__(self, trickle: timedelta) -> None:
+        self._within = 2 * trickle
+        self._heard: dict[int, datetime] = {}
+
+    def heard(self, partition: int, at: datetime) -> None:
+        """A record of this partition was read; `at` is the broker's time of it."""
+        self._heard[partition] = max(at, self._heard.get(partition, at))
+
+    def is_fresh(self, partition: int, now: datetime) -> bool:
+        """Whether a change in this partition would have been heard of by now."""
+        return partition in self._heard and now - self._heard[partition] < self._within
+
+
+class Decided:
+    """Which (emergency, epoch) this lane has answered lately, so that later versions are not answered again."""
+
+    def __init__(self, at_most: int = 50_000) -> None:
+        self._names: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._at_most = at_most
+
+    def add(self, emergency: Emergency) -> None:
+        """Note an answer."""
+        self._names[emergency.emergency_id, emergency.epoch] = None
+        if len(self._names) > self._at_most:
+            self._names.popitem(last=False)
+
+    def __contains__(self, emergency: Emergency) -> bool:
+        return (emergency.emergency_id, emergency.epoch) in self._names
+
+
+def newer(record: DutyRecord, known: bytes | None) -> bool:
+    """Whether a record replaces the known one."""
+    return known is None or record.version > DutyRecord.FromString(known).version

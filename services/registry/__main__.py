@@ -1,0 +1,50 @@
+"""Wires the registry together."""
+
+from datetime import timedelta
+from pathlib import Path
+
+from chassis.audit import Audit
+from chassis.bus import Publisher, check_topics
+from chassis.clock import SystemClock
+from chassis.db import Database
+from chassis.identity import TokenVerifier
+from chassis.rpc import Server
+from chassis.run import App, run
+from contracts.callers import ALLOWED
+from contracts.topics import AUDIT_RECORD, REGISTRY_DUTY
+from services.registry.api import RegistryApi
+from services.registry.events import DutyAnnouncer
+from services.registry.service import RegistryService
+from services.registry.settings import RegistrySettings
+from services.registry.store import Store
+from sightline.registry.v1.registry_service_pb2_grpc import add_RegistryServiceServicer_to_server
+
+
+async def main(app: App[RegistrySettings]) -> None:
+    """Build the parts, inside out, and start them."""
+    settings, clock = app.settings, SystemClock()
+    await app.serve_health(settings.rpc.health_listen)
+    await app.wait_for("Kafka topics", lambda: check_topics(settings.kafka, (REGISTRY_DUTY, AUDIT_RECORD)))
+    publisher = Publisher(settings.kafka)
+    app.resources.push_async_callback(publisher.close)
+    database = Database(settings.database, "registry", publisher)
+    app.resources.push_async_callback(database.close)
+    await app.wait_for("PostgreSQL", database.open)
+
+    audit = Audit("registry", AUDIT_RECORD, database, publisher, clock)
+    service = RegistryService(database, Store(), DutyAnnouncer(), audit, clock)
+    server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
+    add_RegistryServiceServicer_to_server(RegistryApi(service, clock), server.grpc)
+
+    app.background("outbox sweeper", database.sweep())
+    app.background("audit shipper", audit.ship())
+    app.background("audit of refusals", audit.write_refusals())
+    period = timedelta(seconds=settings.trickle_s)
+    app.repeat("duty trickle", min(1.0, settings.trickle_s / 10), lambda: service.trickle(period))
+    await server.start()
+    app.resources.push_async_callback(server.grpc.stop, 2)
+    await app.ready()
+
+
+if __name__ == "__main__":
+    run("registry", RegistrySettings, main, Path(__file__).parent / "migrations")

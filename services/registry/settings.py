@@ -1,0 +1,15 @@
+"""Settings of the registry."""
+
+from pydantic import Field
+
+from chassis.settings import DatabaseSettings, KafkaSettings, OidcSettings, RpcSettings, ServiceSettings
+
+
+class RegistrySettings(ServiceSettings):
+    """What the registry reads from the environment."""
+
+    database: DatabaseSettings
+    kafka: KafkaSettings
+    rpc: RpcSettings
+    oidc: OidcSettings
+    trickle_s: float = Field(600, gt=0, le=3600, description="seconds in which every radio's duty record is published again")

@@ -1,0 +1,205 @@
+"""The registry's SQL."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import LiteralString
+
+import psycopg
+from psycopg.types.range import Range
+
+from chassis.db import Row, Transaction
+from chassis.errors import AlreadyExists, WrongState
+from services.registry.model import Agency, Camera, Duty, Hold, Officer, OnDuty, Radio, RadioId, Span, intervals
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+
+_CAMERA_HOLDS: LiteralString = """
+SELECT o.officer_id, c.camera_id AS item, h.held FROM camera_hold h JOIN camera c USING (camera_key) JOIN officer o USING (officer_key)
+ WHERE h.officer_key = ANY(%s) AND h.held && %s ORDER BY h.hold_id"""
+_UNIT_HOLDS: LiteralString = """
+SELECT o.officer_id, h.unit_id AS item, h.held FROM unit_hold h JOIN officer o USING (officer_key)
+ WHERE h.officer_key = ANY(%s) AND h.held && %s ORDER BY h.hold_id"""
+_RADIO_HOLDS: LiteralString = """
+SELECT h.radio_key, h.officer_key, o.officer_id, h.held FROM radio_hold h JOIN officer o USING (officer_key)
+ WHERE h.radio_key = ANY(%s) AND h.held && %s ORDER BY lower(h.held)"""
+
+
+class Store:
+    """All access to the registry's tables. Methods work inside the caller's transaction."""
+
+    async def add_agency(self, tx: Transaction, agency: Agency) -> bool:
+        """Insert; False if it is there already. AlreadyExists if there is another of that id."""
+        insert: LiteralString = "INSERT INTO agency (agency_id, display_name) VALUES (%s, %s) ON CONFLICT DO NOTHING"
+        if await tx.execute(insert, [agency.agency_id, agency.display_name]):
+            return True
+        row = await tx.one("SELECT agency_id, display_name FROM agency WHERE agency_id = %s", [agency.agency_id])
+        return _same(row, Agency, agency, f"agency {agency.agency_id}")
+
+    async def add_officer(self, tx: Transaction, officer: Officer) -> bool:
+        """Insert; False if it is there already. AlreadyExists if there is another of that id."""
+        values = [officer.officer_id, officer.agency_id, officer.display_name]
+        if await tx.execute(
+            "INSERT INTO officer (officer_id, agency_id, display_name) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING", values
+        ):
+            return True
+        row = await tx.one("SELECT officer_id, agency_id, display_name FROM officer WHERE officer_id = %s", values[:1])
+        return _same(row, Officer, officer, f"officer {officer.officer_id}")
+
+    async def add_camera(self, tx: Transaction, camera: Camera) -> bool:
+        """Insert; False if it is there already. AlreadyExists if there is another of that id."""
+        values = [camera.camera_id, camera.agency_id, camera.model]
+        if await tx.execute("INSERT INTO camera (camera_id, agency_id, model) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING", values):
+            return True
+        row = await tx.one("SELECT camera_id, agency_id, model FROM camera WHERE camera_id = %s", values[:1])
+        return _same(row, Camera, camera, f"camera {camera.camera_id}")
+
+    async def add_radio(self, tx: Transaction, radio: Radio) -> int | None:
+        """Insert and return its key; None if it is there already. AlreadyExists if there is another of that identity."""
+        identity = radio.identity
+        row = await tx.one(
+            "INSERT INTO radio (wacn, system_id, unit_id, agency_id, alias) VALUES (%s, %s, %s, %s, %s)"
+            " ON CONFLICT DO NOTHING RETURNING radio_key",
+            [identity.wacn, identity.system_id, identity.unit_id, radio.agency_id, radio.alias],
+        )
+        if row:
+            return int(row["radio_key"])
+        kept = await self._radio(tx, identity)
+        if kept is None or (kept["agency_id"], kept["alias"]) != (radio.agency_id, radio.alias):
+            raise AlreadyExists(Reason.ERROR_REASON_ALREADY_EXISTS, "this radio is registered with other content")
+        return None
+
+    async def agency_exists(self, tx: Transaction, agency_id: str) -> bool:
+        """Whether the agency is registered."""
+        return await tx.one("SELECT 1 FROM agency WHERE agency_id = %s", [agency_id]) is not None
+
+    async def officer(self, tx: Transaction, officer_id: str, *, lock: bool = False) -> tuple[int, Officer] | None:
+        """An officer with its key; `lock` makes changes to one officer's holds take turns."""
+        row = await tx.one("SELECT * FROM officer WHERE officer_id = %s" + (" FOR UPDATE" if lock else ""), [officer_id])
+        return (row["officer_key"], Officer(row["officer_id"], row["agency_id"], row["display_name"])) if row else None
+
+    async def radio_keys(self, tx: Transaction, identities: Sequence[RadioId]) -> list[tuple[int, str] | None]:
+        """Key and agency of each radio; None for an unknown one."""
+        rows = [await self._radio(tx, identity) for identity in identities]
+        return [(row["radio_key"], row["agency_id"]) if row else None for row in rows]
+
+    async def camera_keys(self, tx: Transaction, camera_ids: Sequence[str]) -> dict[str, tuple[int, str]]:
+        """Key and agency of each known camera."""
+        rows = await tx.all("SELECT camera_key, camera_id, agency_id FROM camera WHERE camera_id = ANY(%s)", [list(camera_ids)])
+        return {row["camera_id"]: (row["camera_key"], row["agency_id"]) for row in rows}
+
+    async def hold(self, tx: Transaction, officer: int, radios: Sequence[int], cameras: Sequence[int], unit: str, span: Span) -> None:
+        """Give things to an officer for a span; WrongState if one of them is held during part of it."""
+        held = Range(span.start, span.end, "[)")
+        try:
+            for radio in radios:
+                await tx.execute("INSERT INTO radio_hold (radio_key, officer_key, held) VALUES (%s, %s, %s)", [radio, officer, held])
+            for camera in cameras:
+                await tx.execute("INSERT INTO camera_hold (camera_key, officer_key, held) VALUES (%s, %s, %s)", [camera, officer, held])
+            if unit:
+                await tx.execute("INSERT INTO unit_hold (unit_id, officer_key, held) VALUES (%s, %s, %s)", [unit, officer, held])
+        except psycopg.errors.ExclusionViolation as error:
+            table = str(error.diag.table_name)
+            if table == "unit_hold":
+                raise WrongState(Reason.ERROR_REASON_SHIFT_STATE, "the officer is in a unit during part of that time") from error
+            device = table.removesuffix("_hold")
+            raise WrongState(
+                Reason.ERROR_REASON_DEVICE_HELD, f"a {device} is held during part of that time; check it in first", metadata={"device": device}
+            ) from error
+
+    async def release(self, tx: Transaction, officer: int, at: datetime) -> tuple[list[int], list[str]]:
+        """End at `at` all that the officer holds then; returns keys of radios and ids of cameras."""
+        radios = await tx.all(
+            "UPDATE radio_hold SET held = tstzrange(lower(held), %s) WHERE officer_key = %s AND held @> %s AND lower(held) < %s"
+            " RETURNING radio_key",
+            [at, officer, at, at],
+        )
+        cameras = await tx.all(
+            "UPDATE camera_hold h SET held = tstzrange(lower(held), %s) FROM camera c"
+            " WHERE c.camera_key = h.camera_key AND officer_key = %s AND held @> %s AND lower(held) < %s RETURNING c.camera_id",
+            [at, officer, at, at],
+        )
+        await tx.execute(
+            "UPDATE unit_hold SET held = tstzrange(lower(held), %s) WHERE officer_key = %s AND held @> %s AND lower(held) < %s",
+            [at, officer, at, at],
+        )
+        return [row["radio_key"] for row in radios], [row["camera_id"] for row in cameras]
+
+    async def touch(self, tx: Transaction, officer: int, since: datetime) -> list[int]:
+        """Raise the duty version of every radio that the officer holds after `since`; returns their keys.
+
+        The row lock makes a concurrent change of the same radio wait, and so see this one when it reads the holds.
+        """
+        rows = await tx.all(
+            "SELECT radio_key FROM radio WHERE radio_key IN"
+            " (SELECT radio_key FROM radio_hold WHERE officer_key = %s AND held && tstzrange(%s, NULL)) ORDER BY radio_key FOR UPDATE",
+            [officer, since],
+        )
+        keys = [row["radio_key"] for row in rows]
+        await tx.execute("UPDATE radio SET duty_version = duty_version + 1 WHERE radio_key = ANY(%s)", [keys])
+        return keys
+
+    async def duties(self, tx: Transaction, radio_keys: Sequence[int], since: datetime) -> list[Duty]:
+        """The duty of each radio, of spans that end after `since`."""
+        keys, window = list(radio_keys), Range(since, None)
+        radios = await tx.all("SELECT * FROM radio WHERE radio_key = ANY(%s) ORDER BY radio_key", [keys])
+        holds = await tx.all(_RADIO_HOLDS, [keys, window])
+        officers = list({row["officer_key"] for row in holds})
+        cameras = [_hold(row) for row in await tx.all(_CAMERA_HOLDS, [officers, window])] if officers else []
+        units = [_hold(row) for row in await tx.all(_UNIT_HOLDS, [officers, window])] if officers else []
+        by_radio: dict[int, list[Hold]] = {key: [] for key in keys}
+        for row in holds:
+            by_radio[row["radio_key"]].append(_hold(row | {"item": ""}))
+        return [
+            Duty(_identity(r), r["agency_id"], r["duty_version"], intervals(by_radio[r["radio_key"]], cameras, units)) for r in radios
+        ]
+
+    async def due(self, tx: Transaction, before: datetime, limit: int) -> list[int]:
+        """Radios whose record has not been trickled since `before`; marks them. Replicas share the work."""
+        rows = await tx.all(
+            "UPDATE radio SET trickled_at = now() WHERE radio_key IN (SELECT radio_key FROM radio WHERE trickled_at < %s"
+            " ORDER BY trickled_at LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING radio_key",
+            [before, limit],
+        )
+        return [row["radio_key"] for row in rows]
+
+    async def carried(self, tx: Transaction, officer: int, at: datetime) -> tuple[tuple[str, ...], str]:
+        """Cameras and unit of an officer at an instant."""
+        window = Range(at, at, "[]")
+        cameras = await tx.all(_CAMERA_HOLDS, [[officer], window])
+        units = await tx.all(_UNIT_HOLDS, [[officer], window])
+        return tuple(row["item"] for row in cameras), units[0]["item"] if units else ""
+
+    async def on_duty(self, tx: Transaction, agency_id: str, after: str, limit: int, at: datetime) -> list[OnDuty]:
+        """A page of an agency's officers with what they hold at an instant, ordered by officer id."""
+        rows = await tx.all(
+            "SELECT * FROM officer WHERE agency_id = %s AND officer_id > %s ORDER BY officer_id LIMIT %s", [agency_id, after, limit]
+        )
+        found = []
+        for row in rows:
+            cameras, unit = await self.carried(tx, row["officer_key"], at)
+            radios = await tx.all(
+                "SELECT r.* FROM radio_hold h JOIN radio r USING (radio_key) WHERE officer_key = %s AND held @> %s ORDER BY hold_id",
+                [row["officer_key"], at],
+            )
+            officer = Officer(row["officer_id"], row["agency_id"], row["display_name"])
+            found.append(OnDuty(officer, tuple(map(_identity, radios)), cameras, unit))
+        return found
+
+    async def _radio(self, tx: Transaction, identity: RadioId) -> Row | None:
+        return await tx.one(
+            "SELECT * FROM radio WHERE wacn = %s AND system_id = %s AND unit_id = %s", [identity.wacn, identity.system_id, identity.unit_id]
+        )
+
+
+def _identity(row: Row) -> RadioId:
+    return RadioId(row["wacn"], row["system_id"], row["unit_id"])
+
+
+def _hold(row: Row) -> Hold:
+    return Hold(row["item"], row["officer_id"], Span(row["held"].lower, row["held"].upper))
+
+
+def _same(row: Row | None, kind: type, wanted: object, what: str) -> bool:
+    """False for an equal row; AlreadyExists for a different one."""
+    if row is None or kind(**row) != wanted:
+        raise AlreadyExists(Reason.ERROR_REASON_ALREADY_EXISTS, f"{what} exists with other content")
+    return False

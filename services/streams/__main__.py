@@ -1,0 +1,63 @@
+"""Wires the streams service together."""
+
+from pathlib import Path
+
+from chassis.audit import Audit
+from chassis.bus import Publisher, check_topics
+from chassis.clock import SystemClock
+from chassis.db import Database
+from chassis.identity import TokenVerifier
+from chassis.reader import Reader
+from chassis.rpc import Server, connect
+from chassis.run import App, run
+from contracts.callers import ALLOWED
+from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, AUDIT_RECORD, EMERGENCY_EVENT
+from services.streams.api import CameraLinkApi, StreamApi
+from services.streams.events import DECISIONS_SINCE, EMERGENCIES_SINCE, ActivationAnnouncer, DecisionReader, EmergencyReader
+from services.streams.peers import EmergencyPeer
+from services.streams.service import StreamsService
+from services.streams.settings import StreamsSettings
+from services.streams.store import Store
+from sightline.streams.v1.camera_link_service_pb2_grpc import add_CameraLinkServiceServicer_to_server
+from sightline.streams.v1.stream_service_pb2_grpc import add_StreamServiceServicer_to_server
+
+_SWEEP_S = 0.25
+
+
+async def main(app: App[StreamsSettings]) -> None:
+    """Build the parts, inside out, and start them."""
+    settings, clock = app.settings, SystemClock()
+    await app.serve_health(settings.rpc.health_listen)
+    topics = (ACTIVATION_DECISION, ACTIVATION_RESULT, EMERGENCY_EVENT, AUDIT_RECORD)
+    publisher = Publisher(settings.kafka)
+    app.resources.push_async_callback(publisher.close)
+    database = Database(settings.database, "streams", publisher)
+    app.resources.push_async_callback(database.close)
+    await app.wait_for("PostgreSQL", database.open)
+
+    audit = Audit("streams", AUDIT_RECORD, database, publisher, clock)
+    emergencies = EmergencyPeer(connect(settings.emergency_target, settings.rpc))
+    service = StreamsService(database, Store(), emergencies, ActivationAnnouncer(), audit, clock, settings.replica)
+    server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
+    add_CameraLinkServiceServicer_to_server(CameraLinkApi(service), server.grpc)
+    add_StreamServiceServicer_to_server(StreamApi(service), server.grpc)
+    decisions = Reader("streams-decisions", DecisionReader.topics, DecisionReader(service), settings.kafka, publisher)
+    events = Reader("streams-emergencies", EmergencyReader.topics, EmergencyReader(service), settings.kafka, publisher)
+
+    app.background("outbox sweeper", database.sweep())
+    app.background("audit shipper", audit.ship())
+    app.background("audit of refusals", audit.write_refusals())
+    await app.wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics))
+    app.background("emergencies", events.tail(EMERGENCIES_SINCE))
+    app.background("decisions", decisions.tail(DECISIONS_SINCE))
+    app.repeat("link sweep", _SWEEP_S, service.sweep_links)
+    app.repeat("overdue sweep", _SWEEP_S, service.sweep_overdue)
+    await server.start()
+    app.resources.push_async_callback(server.grpc.stop, 2)
+    await events.caught_up.wait()
+    await decisions.caught_up.wait()
+    await app.ready()
+
+
+if __name__ == "__main__":
+    run("streams", StreamsSettings, main, Path(__file__).parent / "migrations")

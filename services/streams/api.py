@@ -1,0 +1,115 @@
+"""The streams service's gRPC face: camera links, and answers about cameras."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC
+from typing import Any
+
+from uuid_utils import uuid7
+
+from chassis import telemetry
+from chassis.paging import page_cursor, page_token
+from chassis.rpc import caller, check
+from services.streams.events import to_result
+from services.streams.model import Handled, Orders, Report, State
+from services.streams.service import LocalLink, StreamsService
+from sightline.activation.v1.activation_pb2 import REFUSAL_REASON_UNSPECIFIED, ActivationDecision, ActivationState, RefusalReason
+from sightline.streams.v1 import camera_link_service_pb2 as link_pb
+from sightline.streams.v1 import stream_service_pb2 as pb
+from sightline.streams.v1.camera_link_service_pb2_grpc import CameraLinkServiceServicer
+from sightline.streams.v1.stream_service_pb2_grpc import StreamServiceServicer
+
+_DEFAULT_PAGE = 50
+
+
+class CameraLinkApi(CameraLinkServiceServicer):
+    """Serves sightline.streams.v1.CameraLinkService: one task reads reports, the other sends orders."""
+
+    def __init__(self, service: StreamsService) -> None:
+        self._service = service
+
+    async def Connect(self, request_iterator: AsyncIterator[link_pb.ConnectRequest], context: Any) -> AsyncIterator[link_pb.ConnectResponse]:
+        """One link of one camera."""
+        camera = caller().machine
+        link = await self._service.open_link(camera, str(uuid7()))
+        reports = asyncio.create_task(self._read(link, request_iterator))
+        try:
+            while not reports.done():
+                orders = asyncio.create_task(self._service.next_orders(link))
+                await asyncio.wait({reports, orders}, return_when=asyncio.FIRST_COMPLETED)
+                if not orders.done():
+                    orders.cancel()
+                    break
+                yield link_pb.ConnectResponse(orders=_orders(orders.result()))
+            reports.result()  # raises what was wrong with a report
+        finally:
+            reports.cancel()
+            await asyncio.shield(self._service.close_link(link))
+
+    async def _read(self, link: LocalLink, requests: AsyncIterator[link_pb.ConnectRequest]) -> None:
+        async for request in requests:
+            check(request)
+            await self._service.take_report(link.camera, _report(request.report))
+
+
+class StreamApi(StreamServiceServicer):
+    """Serves sightline.streams.v1.StreamService."""
+
+    def __init__(self, service: StreamsService) -> None:
+        self._service = service
+
+    async def GetActivation(self, request: pb.GetActivationRequest, context: Any) -> pb.GetActivationResponse:
+        """A decision and what it came to."""
+        decision, results = await self._service.get_activation(caller(), request.emergency_id)
+        return pb.GetActivationResponse(
+            decision=ActivationDecision.FromString(bytes(decision["content"])),
+            results=map(to_result, results),
+            decided_by=decision["decided_by"],
+            rejected_decisions=decision["rejected"],
+        )
+
+    async def ListCameras(self, request: pb.ListCamerasRequest, context: Any) -> pb.ListCamerasResponse:
+        """A page of the caller's agency's cameras."""
+        agency, size = caller().agency_id, request.page_size or _DEFAULT_PAGE
+        query = f"ListCameras/{agency}"
+        found = await self._service.list_cameras(agency, page_cursor(query, request.page_token), size)
+        response = pb.ListCamerasResponse(next_page_token=page_token(query, found[-1].camera_id) if len(found) == size else "")
+        for view in found:
+            camera = response.cameras.add(camera_id=view.camera_id, agency_id=view.agency_id, linked=view.linked)
+            if view.linked_at:
+                camera.linked_at.FromDatetime(view.linked_at)
+            if view.report is not None and view.reported_at:
+                camera.report.ParseFromString(view.report)
+                camera.reported_at.FromDatetime(view.reported_at)
+        return response
+
+
+def _orders(orders: Orders) -> link_pb.CameraOrders:
+    message = link_pb.CameraOrders(version=orders.version)
+    message.position_interval.FromTimedelta(orders.position_interval)
+    for order in orders.record_for:
+        with telemetry.span("streams order", parent=order.traceparent or None):
+            named = message.record_for.add(
+                emergency_id=order.emergency_id, epoch=order.epoch, traceparent=telemetry.traceparent(), exercise=order.exercise
+            )
+        named.time_left.FromTimedelta(order.time_left)
+    return message
+
+
+def _report(message: link_pb.CameraReport) -> Report:
+    handled = tuple(map(_handled, message.handled))
+    kept = link_pb.CameraReport()
+    kept.CopyFrom(message)
+    del kept.handled[:]
+    return Report(message.boot_id, message.sequence, kept.SerializeToString(), handled)
+
+
+def _handled(message: link_pb.HandledOrder) -> Handled:
+    refusal = message.refusal_reason
+    return Handled(
+        message.emergency_id,
+        message.epoch,
+        State(ActivationState.Name(message.result).removeprefix("ACTIVATION_STATE_")),
+        "" if refusal == REFUSAL_REASON_UNSPECIFIED else RefusalReason.Name(refusal).removeprefix("REFUSAL_REASON_"),
+        message.device_time.ToDatetime(UTC) if message.HasField("device_time") else None,
+    )

@@ -1,0 +1,120 @@
+"""Decisions and emergencies in, activation results out; protobuf <-> model."""
+
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from chassis.bus import Received, Record, parse
+from chassis.db import Transaction
+from chassis.errors import PoisonError
+from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, EMERGENCY_EVENT
+from services.streams.model import Activation, Decision, KnownEmergency
+from services.streams.service import StreamsService
+from sightline.activation.v1.activation_pb2 import ActivationDecision, ActivationResult, ActivationState, NoCameraReason, RefusalReason
+from sightline.emergency.v1.emergency_pb2 import ALARM_STATUS_EXERCISE, EMERGENCY_STATE_CLEARED, Emergency, EmergencyEvent
+
+_STATE, _REFUSAL, _NO_CAMERA = "ACTIVATION_STATE_", "REFUSAL_REASON_", "NO_CAMERA_REASON_"
+# Decisions are of use within the age gate; emergencies are state.
+DECISIONS_SINCE, EMERGENCIES_SINCE = timedelta(minutes=5), timedelta(hours=24)
+
+
+def to_result(a: Activation) -> ActivationResult:
+    """The activation's wire form."""
+    return ActivationResult(
+        emergency_id=a.emergency_id,
+        epoch=a.epoch,
+        camera_id=a.camera_id,
+        version=a.version,
+        agency_id=a.agency_id,
+        officer_id=a.officer_id,
+        state=ActivationState.Value(_STATE + a.state),
+        refusal_reason=RefusalReason.Value(_REFUSAL + (a.refusal_reason or "UNSPECIFIED")),
+        no_camera_reason=NoCameraReason.Value(_NO_CAMERA + (a.no_camera_reason or "UNSPECIFIED")),
+        requested_at=_stamp(a.requested_at),
+        ordered_at=_stamp(a.ordered_at),
+        answered_at=_stamp(a.answered_at),
+        device_time=_stamp(a.device_time),
+    )
+
+
+def to_known(emergency: Emergency) -> KnownEmergency:
+    """What we keep of an emergency."""
+    return KnownEmergency(
+        emergency.emergency_id,
+        emergency.version,
+        emergency.epoch,
+        emergency.agency_id,
+        emergency.state != EMERGENCY_STATE_CLEARED,
+        emergency.status == ALARM_STATUS_EXERCISE,
+    )
+
+
+def to_decision(message: ActivationDecision, decided_by: str) -> Decision:
+    """A decision's model form."""
+    return Decision(
+        emergency_id=message.emergency_id,
+        epoch=message.epoch,
+        agency_id=message.agency_id,
+        officer_id=message.officer_id,
+        camera_ids=tuple(dict.fromkeys(message.camera_ids)),
+        no_camera_reason=_name(NoCameraReason, message.no_camera_reason, _NO_CAMERA) if not message.camera_ids else "",
+        expires_at=message.expires_at.ToDatetime(UTC),
+        decided_by=decided_by,
+        content=message.SerializeToString(deterministic=True),
+    )
+
+
+def _name(enum: type[NoCameraReason], number: int, prefix: str) -> str:
+    """Name of an enum value; one of a newer schema counts as unspecified."""
+    known = number in enum.values()
+    return enum.Name(number).removeprefix(prefix) if known else "UNSPECIFIED"  # type: ignore[arg-type]
+
+
+def _stamp(at: datetime | None) -> Timestamp | None:
+    if at is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(at)
+    return stamp
+
+
+class ActivationAnnouncer:
+    """Publishes activations with the transaction that changed them."""
+
+    def announce(self, tx: Transaction, activation: Activation) -> None:
+        """Publish the snapshot with the transaction."""
+        key, subject = activation.emergency_id.encode(), f"emergencies/{activation.emergency_id}"
+        tx.emit(Record.of(ACTIVATION_RESULT, key, to_result(activation), source="streams", subject=subject))
+
+
+class DecisionReader:
+    """Takes in decisions of all lanes."""
+
+    topics = (ACTIVATION_DECISION,)
+
+    def __init__(self, service: StreamsService) -> None:
+        self._service = service
+
+    async def __call__(self, received: Received) -> None:
+        """Handle one record of `activation.decision`."""
+        message = parse(ActivationDecision, received.value)
+        if not message.emergency_id or not message.epoch or not message.HasField("expires_at"):
+            raise PoisonError("a decision without emergency, epoch or expiry")
+        decided_by = received.headers.get("ce_source", b"").decode("utf-8", "replace").removeprefix("/sightline/")
+        await self._service.take_decision(to_decision(message, decided_by))
+
+
+class EmergencyReader:
+    """Takes in the state of emergencies."""
+
+    topics = (EMERGENCY_EVENT,)
+
+    def __init__(self, service: StreamsService) -> None:
+        self._service = service
+
+    async def __call__(self, received: Received) -> None:
+        """Handle one record of `emergency.event`."""
+        emergency = parse(EmergencyEvent, received.value).emergency
+        if not emergency.emergency_id or not emergency.version:
+            raise PoisonError("an event without emergency or version")
+        await self._service.take_emergency(to_known(emergency))

@@ -1,0 +1,15 @@
+"""Settings of the streams service."""
+
+from pydantic import Field
+
+from chassis.settings import DatabaseSettings, KafkaSettings, OidcSettings, RpcSettings, ServiceSettings
+
+
+class StreamsSettings(ServiceSettings):
+    """What the streams service reads from the environment."""
+
+    database: DatabaseSettings
+    kafka: KafkaSettings
+    rpc: RpcSettings
+    oidc: OidcSettings
+    emergency_target: str = Field(min_length=3, description="host:port of the emergency service's gRPC server")

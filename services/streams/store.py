@@ -1,0 +1,197 @@
+"""The streams service's SQL."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import astuple
+from datetime import datetime
+from typing import LiteralString
+
+from chassis.db import Row, Transaction
+from services.streams.model import Activation, CameraView, Decision, Handled, KnownEmergency, Link, Order, Orders, Report, State
+
+# A link counts while its replica lives: replicas say so every second.
+_LINKED: LiteralString = (
+    "c.link_id IS NOT NULL AND EXISTS (SELECT 1 FROM replica r WHERE r.replica_id = c.replica_id AND r.seen_at > now() - interval '3 s')"
+)
+_ACTIVATION: LiteralString = (
+    "a.emergency_id::text, a.epoch, a.camera_id, a.version, a.agency_id, a.officer_id, a.state, a.requested_at, a.expires_at,"
+    " a.refusal_reason, a.no_camera_reason, a.ordered_at, a.answered_at, a.device_time, a.traceparent"
+)
+_UNFINISHED: LiteralString = "a.state IN ('REQUESTED', 'UNREACHABLE', 'TIMED_OUT', 'WITHDRAWN')"
+
+
+class Store:
+    """All access to the streams service's tables. Methods work inside the caller's transaction."""
+
+    async def keep_emergency(self, tx: Transaction, known: KnownEmergency) -> bool:
+        """Keep what is newer than what is known; False if it is not."""
+        return bool(
+            await tx.execute(
+                "INSERT INTO known_emergency AS k (emergency_id, version, epoch, agency_id, is_open, exercise) VALUES (%s, %s, %s, %s, %s, %s)"
+                " ON CONFLICT (emergency_id) DO UPDATE SET version = excluded.version, epoch = excluded.epoch, is_open = excluded.is_open"
+                " WHERE k.version < excluded.version",
+                astuple(known),
+            )
+        )
+
+    async def emergency(self, tx: Transaction, emergency_id: str) -> KnownEmergency | None:
+        """What is known of an emergency; it cannot be cleared under the caller."""
+        row = await tx.one(
+            "SELECT emergency_id::text, version, epoch, agency_id, is_open, exercise FROM known_emergency WHERE emergency_id = %s FOR SHARE",
+            [emergency_id],
+        )
+        return KnownEmergency(**row) if row else None
+
+    async def accept(self, tx: Transaction, decision: Decision, now: datetime) -> bool:
+        """Make this the decision of its (emergency, epoch); False if there is one."""
+        return bool(
+            await tx.execute(
+                "INSERT INTO decision (emergency_id, epoch, agency_id, content, decided_by, accepted_at) VALUES (%s, %s, %s, %s, %s, %s)"
+                " ON CONFLICT DO NOTHING",
+                [decision.emergency_id, decision.epoch, decision.agency_id, decision.content, decision.decided_by, now],
+            )
+        )
+
+    async def accepted(self, tx: Transaction, emergency_id: str, epoch: int | None = None) -> Row | None:
+        """The decision of an epoch, or of the newest; with the number of rejected ones."""
+        return await tx.one(
+            "SELECT content, decided_by, agency_id, epoch, (SELECT count(*) FROM rejected_decision r WHERE r.emergency_id = d.emergency_id)"
+            " AS rejected FROM decision d WHERE emergency_id = %s AND (%s::int IS NULL OR epoch = %s) ORDER BY epoch DESC LIMIT 1",
+            [emergency_id, epoch, epoch],
+        )
+
+    async def reject(self, tx: Transaction, decision: Decision, why: str, now: datetime) -> bool:
+        """Record a decision that is not executed; False if the same one has been recorded."""
+        digest = hashlib.sha256(decision.content).digest()
+        return bool(
+            await tx.execute(
+                "INSERT INTO rejected_decision (emergency_id, epoch, decided_by, content_hash, content, why, at)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                [decision.emergency_id, decision.epoch, decision.decided_by, digest, decision.content, why, now],
+            )
+        )
+
+    async def add(self, tx: Transaction, new: Sequence[Activation]) -> None:
+        """Insert the activations of an accepted decision."""
+        await tx.many(
+            "INSERT INTO activation (emergency_id, epoch, camera_id, version, agency_id, officer_id, state, requested_at, expires_at,"
+            " refusal_reason, no_camera_reason, ordered_at, answered_at, device_time, traceparent)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [astuple(activation) for activation in new],
+        )
+
+    async def save(self, tx: Transaction, changed: Sequence[Activation]) -> None:
+        """Write the next version of activations that the caller has locked."""
+        await tx.many(
+            "UPDATE activation SET version = %s, state = %s, refusal_reason = %s, answered_at = %s, device_time = %s"
+            " WHERE emergency_id = %s AND epoch = %s AND camera_id = %s",
+            [(a.version, a.state, a.refusal_reason, a.answered_at, a.device_time, a.emergency_id, a.epoch, a.camera_id) for a in changed],
+        )
+
+    async def of_emergency(self, tx: Transaction, emergency_id: str, *, epoch: int | None = None, lock: bool = False) -> list[Activation]:
+        """Activations of an emergency, or of one of its epochs."""
+        query: LiteralString = f"SELECT {_ACTIVATION} FROM activation a WHERE emergency_id = %s AND (%s::int IS NULL OR epoch = %s) ORDER BY epoch, camera_id"
+        return [_activation(row) for row in await tx.all(query + (" FOR UPDATE" if lock else ""), [emergency_id, epoch, epoch])]
+
+    async def overdue(self, tx: Transaction, requested_before: datetime) -> list[tuple[Activation, bool]]:
+        """Activations without a word that were requested before a time, and whether their camera is linked."""
+        rows = await tx.all(
+            f"SELECT {_ACTIVATION}, coalesce({_LINKED}, false) AS linked FROM activation a LEFT JOIN camera c USING (camera_id)"
+            " WHERE a.state = 'REQUESTED' AND a.requested_at < %s ORDER BY a.requested_at LIMIT 200 FOR UPDATE OF a SKIP LOCKED",
+            [requested_before],
+        )
+        return [(_activation({k: v for k, v in row.items() if k != "linked"}), row["linked"]) for row in rows]
+
+    async def handled(self, tx: Transaction, camera_id: str, agency_id: str, names: Sequence[Handled]) -> list[tuple[Handled, Activation]]:
+        """Unfinished activations that a camera now reports on; locked."""
+        by_name = {(h.emergency_id, h.epoch): h for h in names}
+        rows = await tx.all(
+            f"SELECT {_ACTIVATION} FROM activation a JOIN unnest(%s::uuid[], %s::int[]) AS n (id, epoch)"
+            f" ON a.emergency_id = n.id AND a.epoch = n.epoch WHERE camera_id = %s AND agency_id = %s AND {_UNFINISHED} FOR UPDATE OF a",
+            [[h.emergency_id for h in names], [h.epoch for h in names], camera_id, agency_id],
+        )
+        found = [_activation(row) for row in rows]
+        return [(by_name[a.emergency_id, a.epoch], a) for a in found]
+
+    async def unexpected(self, tx: Transaction, camera_id: str, names: Sequence[Handled]) -> list[tuple[str, int]]:
+        """Names that this camera was never given and has not been noticed for before."""
+        rows = await tx.all(
+            "INSERT INTO unexpected_report (camera_id, emergency_id, epoch) SELECT %s, n.id, n.epoch FROM unnest(%s::uuid[], %s::int[]) AS n (id, epoch)"
+            " WHERE NOT EXISTS (SELECT 1 FROM activation a WHERE a.camera_id = %s AND a.emergency_id = n.id AND a.epoch = n.epoch)"
+            " ON CONFLICT DO NOTHING RETURNING emergency_id::text, epoch",
+            [camera_id, [h.emergency_id for h in names], [h.epoch for h in names], camera_id],
+        )
+        return [(row["emergency_id"], row["epoch"]) for row in rows]
+
+    async def raise_orders(self, tx: Transaction, camera_ids: Sequence[str], agency_id: str) -> None:
+        """The orders of these cameras have changed; in one order, so that two callers cannot block each other."""
+        await tx.many(
+            "INSERT INTO camera AS c (camera_id, agency_id) VALUES (%s, %s)"
+            " ON CONFLICT (camera_id) DO UPDATE SET orders_version = c.orders_version + 1",
+            [(camera_id, agency_id) for camera_id in sorted(camera_ids)],
+        )
+
+    async def take_orders(self, tx: Transaction, camera_id: str, now: datetime) -> Orders:
+        """The camera's orders; what they name counts as ordered now."""
+        version = await tx.one("SELECT orders_version FROM camera WHERE camera_id = %s", [camera_id])
+        rows = await tx.all(
+            "SELECT a.emergency_id::text, a.epoch, a.expires_at, a.traceparent, k.exercise FROM activation a JOIN known_emergency k USING (emergency_id)"
+            " JOIN camera c USING (camera_id) WHERE a.camera_id = %s AND a.expires_at > %s AND k.is_open AND a.epoch = k.epoch"
+            " AND a.agency_id = c.agency_id ORDER BY a.requested_at",
+            [camera_id, now],
+        )
+        waiting = [row["emergency_id"] for row in rows]
+        if waiting:
+            await tx.execute(
+                "UPDATE activation SET ordered_at = %s WHERE camera_id = %s AND emergency_id = ANY(%s::uuid[]) AND ordered_at IS NULL",
+                [now, camera_id, waiting],
+            )
+        orders = [Order(r["emergency_id"], r["epoch"], r["expires_at"] - now, r["traceparent"], r["exercise"]) for r in rows]
+        return Orders(version["orders_version"] if version else 0, tuple(orders))
+
+    async def link(self, tx: Transaction, camera_id: str, agency_id: str, link_id: str, replica_id: str, now: datetime) -> bool:
+        """Make this the camera's link, ending any other; False if the camera is another agency's."""
+        return bool(
+            await tx.execute(
+                "INSERT INTO camera AS c (camera_id, agency_id, link_id, replica_id, linked_at) VALUES (%s, %s, %s, %s, %s)"
+                " ON CONFLICT (camera_id) DO UPDATE SET link_id = excluded.link_id, replica_id = excluded.replica_id, linked_at = excluded.linked_at"
+                " WHERE c.agency_id = excluded.agency_id",
+                [camera_id, agency_id, link_id, replica_id, now],
+            )
+        )
+
+    async def unlink(self, tx: Transaction, camera_id: str, link_id: str) -> None:
+        """The link is gone, unless a newer one has taken its place."""
+        await tx.execute("UPDATE camera SET link_id = NULL WHERE camera_id = %s AND link_id = %s", [camera_id, link_id])
+
+    async def links(self, tx: Transaction, camera_ids: Sequence[str]) -> dict[str, Link]:
+        """The links of cameras as the database has them."""
+        rows = await tx.all("SELECT camera_id, link_id::text, orders_version FROM camera WHERE camera_id = ANY(%s)", [list(camera_ids)])
+        return {row["camera_id"]: Link(row["link_id"], row["orders_version"]) for row in rows}
+
+    async def alive(self, tx: Transaction, replica_id: str) -> None:
+        """This replica lives, and so do its links."""
+        await tx.execute(
+            "INSERT INTO replica (replica_id, seen_at) VALUES (%s, now()) ON CONFLICT (replica_id) DO UPDATE SET seen_at = now()", [replica_id]
+        )
+
+    async def keep_report(self, tx: Transaction, camera_id: str, report: Report, now: datetime) -> None:
+        """The camera's newest report; an older one is not its state."""
+        await tx.execute(
+            "UPDATE camera SET boot_id = %s, sequence = %s, report = %s, reported_at = %s WHERE camera_id = %s"
+            " AND (boot_id IS NULL OR (boot_id, sequence) < (%s, %s))",
+            [report.boot_id, report.sequence, report.content, now, camera_id, report.boot_id, report.sequence],
+        )
+
+    async def cameras(self, tx: Transaction, agency_id: str, after: str, limit: int) -> list[CameraView]:
+        """A page of an agency's cameras that have ever linked."""
+        rows = await tx.all(
+            f"SELECT camera_id, agency_id, {_LINKED} AS linked, linked_at, reported_at, report FROM camera c"
+            " WHERE agency_id = %s AND camera_id > %s AND linked_at IS NOT NULL ORDER BY camera_id LIMIT %s",
+            [agency_id, after, limit],
+        )
+        return [CameraView(**row) for row in rows]
+
+
+def _activation(row: Row) -> Activation:
+    return Activation(**row | {"state": State(row["state"])})

