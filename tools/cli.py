@@ -1,22 +1,30 @@
 """The `sightline` command."""
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from chassis import telemetry
+from chassis.settings import KafkaSettings, TelemetrySettings
 from rich.console import Console
 from rich.table import Table
 
-from chassis import telemetry
-from chassis.settings import KafkaSettings, TelemetrySettings
 from tools.local import stack as local
 from tools.local.stack import Stack, StackError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Sightline: from the emergency button to live, accountable sight of the officer.")
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Sightline: from the emergency button to live, accountable sight of the officer.",
+)
 stack_app = typer.Typer(no_args_is_help=True, help="The whole system on this machine.")
 topics_app = typer.Typer(no_args_is_help=True, help="Kafka topics, from the table in contracts/topics.py.")
 app.add_typer(stack_app, name="stack")
@@ -43,6 +51,7 @@ def _stack(data: Path) -> Stack:
 
 
 def _simulate(stack: Stack) -> None:
+    os.environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", "100")  # ms; a person waits for the trace
     telemetry.setup("simulator", "0", TelemetrySettings(otlp_endpoint=stack.otlp, log_level="error"))
 
 
@@ -133,8 +142,48 @@ def drill(data: Data = local.DEFAULT_DATA, as_json: Json = False) -> None:
     out.print(f"trace {result.trace_id}")
 
 
+@app.command()
+def demo(
+    data: Data = local.DEFAULT_DATA,
+    seconds: Annotated[float | None, typer.Option(envvar="DEMO_SECONDS", help="End by itself after this time.")] = None,
+    started: Annotated[float | None, typer.Option(envvar="DEMO_STARTED", hidden=True)] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a shift, a press of every kind, and what comes of each; exit 1 if anything differs from what is expected."""
+    from tools.demo import Line
+    from tools.demo import demo as run_demo
+
+    was_up = (there := Stack.load(data)) is not None and there.running
+    lines: list[Line] = []
+    try:
+        with err.status("starting") as status:
+            stack = local.up(data, status.update)
+        _simulate(stack)
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(run_demo(stack, err if as_json else out, seconds, started or time.time(), lines.extend))
+    finally:
+        if not was_up:
+            with err.status("stopping") as status:
+                local.down(data, status.update)
+    results = [{"scenario": line.scenario.name, "ok": not line.failed and line.outcome is not None, "error": line.error} for line in lines]
+    if as_json:
+        _print_json(results)
+    bad = [line for line in lines if line.failed]
+    for line in bad:
+        err.print(f"[red]{line.scenario.name}: {line.error or (line.outcome and line.outcome.difference())}[/red]")
+    done = sum(line.outcome is not None and line.outcome.ok for line in lines)
+    err.print(f"{done} of {len(lines)} scenarios ended as expected")
+    if bad or done < len(lines):
+        raise typer.Exit(1)
+
+
+def _stop_like_ctrl_c(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run, and turn what a user can mend into one line."""
+    signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
     try:
         app()
     except StackError as error:

@@ -10,6 +10,7 @@ from chassis.rpc import connect, with_trace
 from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceStub
 from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from sightline.streams.v1.stream_service_pb2_grpc import StreamServiceStub
+
 from tools.local.issuer import USERS
 from tools.local.stack import Stack
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-
 from chassis import telemetry
 from sightline.activation.v1.activation_pb2 import ActivationState
 from sightline.emergency.v1 import emergency_pb2
 from sightline.emergency.v1 import emergency_service_pb2 as pb
+
 from tools.desk import Desk
 from tools.local.stack import Stack
 from tools.roster import AGENCY, check_in, check_out, member, register

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.registry.v1 import registry_service_pb2 as pb
+
 from tools.desk import Desk
 
 AGENCY = "demo-pd"

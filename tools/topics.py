@@ -1,11 +1,10 @@
 """Creates the topics of the table on a broker."""
 
+from chassis.bus import client_config
+from chassis.settings import KafkaSettings
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
-
-from chassis.bus import client_config
-from chassis.settings import KafkaSettings
 from contracts.topics import TOPICS
 
 

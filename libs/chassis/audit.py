@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sightline.audit.v1.record_pb2 import AuditOutcome, AuditRecord
+from sightline.common.v1.actor_pb2 import Actor
 from uuid_utils import uuid7
 
 from chassis import telemetry
 from chassis.bus import TRANSIENT, Publisher, Record, Topic
 from chassis.clock import Clock
 from chassis.db import Database, Transaction
-from sightline.audit.v1.record_pb2 import AuditOutcome, AuditRecord
-from sightline.common.v1.actor_pb2 import Actor
 
 _BATCH = 500
 

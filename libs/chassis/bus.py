@@ -13,15 +13,15 @@ from typing import Any, Literal, TypeVar
 
 import psycopg
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
 from google.protobuf.message import Message as Protobuf
 from psycopg_pool import PoolTimeout
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from uuid_utils import uuid7
 
 from chassis import telemetry
 from chassis.errors import Misconfigured, PoisonError, Unavailable
 from chassis.settings import KafkaSettings
-from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 M = TypeVar("M", bound=Protobuf)
 # Failures of our surroundings: the record is good and waits until they pass.
@@ -101,6 +101,7 @@ class Received:
     def of(cls, message: Message) -> "Received":
         """Copy what we use out of librdkafka's message."""
         _, milliseconds = message.timestamp()
+        headers: Any = message.headers() or []
         return cls(
             topic=message.topic() or "",
             partition=message.partition() or 0,
@@ -108,7 +109,7 @@ class Received:
             time=datetime.fromtimestamp(max(milliseconds, 0) / 1000, UTC),
             key=_as_bytes(message.key()),
             value=_as_bytes(message.value()),
-            headers={name: _as_bytes(value) for name, value in message.headers() or []},
+            headers={name: _as_bytes(value) for name, value in headers},
         )
 
     @property
@@ -232,7 +233,7 @@ def _topic_problems(admin: AdminClient, wanted: Sequence[Topic]) -> Iterator[tup
             yield True, f"{topic.name} has {count} partitions instead of {topic.partitions}: recreate it; keys would move"
         else:
             present.append(topic)
-    asked = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic.name) for topic in present]) if present else {}
+    asked = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, topic.name) for topic in present]) if present else {}
     for resource, answer in asked.items():
         found = answer.result(timeout=5)
         topic = next(t for t in present if t.name == resource.name)

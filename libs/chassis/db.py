@@ -18,12 +18,12 @@ from alembic.config import Config
 from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 from chassis import telemetry
 from chassis.bus import TRANSIENT, Publisher, Record
 from chassis.errors import Unavailable
 from chassis.settings import DatabaseSettings
-from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -114,8 +114,13 @@ class Database:
         options = f"-c search_path={schema} -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s"
         parameters = {"connect_timeout": 3, "tcp_user_timeout": 5000, "options": options, "row_factory": dict_row}
         self._pool = AsyncConnectionPool[psycopg.AsyncConnection[Row]](
-            kwargs=settings.conninfo() | parameters, min_size=2, max_size=settings.pool_max, timeout=1.0, open=False,
-            reconnect_timeout=0, check=AsyncConnectionPool.check_connection,
+            kwargs=settings.conninfo() | parameters,
+            min_size=2,
+            max_size=settings.pool_max,
+            timeout=1.0,
+            open=False,
+            reconnect_timeout=0,
+            check=AsyncConnectionPool.check_connection,
         )
         self._publisher = publisher
         self._publishing: set[asyncio.Task[None]] = set()

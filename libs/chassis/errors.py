@@ -1,17 +1,17 @@
 """One tree of errors; `rpc` maps it to gRPC once.
 
-    SightlineError
-    ├── InvalidRequest     INVALID_ARGUMENT
-    ├── TooLarge           RESOURCE_EXHAUSTED
-    ├── Unauthenticated    UNAUTHENTICATED
-    ├── Forbidden          PERMISSION_DENIED
-    ├── NotFound           NOT_FOUND
-    ├── AlreadyExists      ALREADY_EXISTS
-    ├── WrongState         FAILED_PRECONDITION
-    ├── Changed            ABORTED
-    └── Unavailable        UNAVAILABLE: nothing is known to have changed, the caller repeats
-    PoisonError            a Kafka record that can never be handled: to the DLQ
-    Misconfigured          the process cannot run like this; the text says what to change
+SightlineError
+├── InvalidRequest     INVALID_ARGUMENT
+├── TooLarge           RESOURCE_EXHAUSTED
+├── Unauthenticated    UNAUTHENTICATED
+├── Forbidden          PERMISSION_DENIED
+├── NotFound           NOT_FOUND
+├── AlreadyExists      ALREADY_EXISTS
+├── WrongState         FAILED_PRECONDITION
+├── Changed            ABORTED
+└── Unavailable        UNAVAILABLE: nothing is known to have changed, the caller repeats
+PoisonError            a Kafka record that can never be handled: to the DLQ
+Misconfigured          the process cannot run like this; the text says what to change
 """
 
 from collections.abc import Mapping

@@ -10,11 +10,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import jwt
+from sightline.common.v1.actor_pb2 import Actor, ActorKind
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 from chassis.errors import Forbidden, Unauthenticated, Unavailable
 from chassis.settings import OidcSettings
-from sightline.common.v1.actor_pb2 import Actor, ActorKind
-from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 _SPIFFE_PATH = re.compile(r"^/agency/(?P<agency>[a-z][a-z0-9-]{1,62})/(?P<kind>[a-z]{2,20})/(?P<id>[a-z0-9][a-z0-9-]{0,62})$")
 _SECOND_FACTORS = frozenset({"mfa", "otp", "hwk", "swk", "fpt", "sms"})
@@ -137,7 +137,7 @@ class TokenVerifier:
 
     def _fetch(self) -> dict[str, jwt.PyJWK]:
         issuer = self._settings.issuer.rstrip("/")
-        with urllib.request.urlopen(f"{issuer}/.well-known/openid-configuration", timeout=5) as answer:
+        with urllib.request.urlopen(f"{issuer}/.well-known/openid-configuration", timeout=5) as answer:  # noqa: S310 (settings allow http(s) only)
             discovery = json.load(answer)
         keys = jwt.PyJWKClient(discovery["jwks_uri"], timeout=5).get_signing_keys()
         return {key.key_id: key for key in keys if key.key_id}

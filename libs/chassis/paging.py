@@ -5,8 +5,9 @@ import binascii
 import hashlib
 import json
 
-from chassis.errors import InvalidRequest
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+
+from chassis.errors import InvalidRequest
 
 
 def page_token(query: str, cursor: str) -> str:

@@ -17,15 +17,15 @@ from google.protobuf.message import Message as Protobuf
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from opentelemetry.trace import SpanKind
+from sightline.audit.v1.record_pb2 import AuditOutcome
+from sightline.common.v1.actor_pb2 import Actor
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 from chassis import telemetry
 from chassis.audit import Audit, Entry
 from chassis.errors import Forbidden, InvalidRequest, SightlineError, TooLarge, Unauthenticated, Unavailable
 from chassis.identity import Caller, Machine, Person, TokenVerifier, parse_machine
 from chassis.settings import RpcSettings
-from sightline.audit.v1.record_pb2 import AuditOutcome
-from sightline.common.v1.actor_pb2 import Actor
-from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 ERROR_DOMAIN = "sightline"
 MAX_REQUEST = 64 * 1024
@@ -36,6 +36,7 @@ _SERVER_OPTIONS = [
     ("grpc.max_concurrent_streams", 1000),
     ("grpc.keepalive_time_ms", 5000),
     ("grpc.keepalive_timeout_ms", 5000),
+    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 4000),
     ("grpc.so_reuseport", 0),
 ]
@@ -322,5 +323,3 @@ def with_trace(*more: tuple[str, str]) -> tuple[tuple[str, str], ...]:
     """Metadata that carries the current trace."""
     parent = telemetry.traceparent()
     return ((telemetry.TRACEPARENT, parent), *more) if parent else more
-
-

@@ -106,7 +106,7 @@ class App(Generic[S]):
         await asyncio.wait_for(self.resources.aclose(), _DRAIN_S)
 
 
-def run(name: str, kind: type[S], main: Callable[[App[S]], Awaitable[None]], migrations: Path | None = None) -> None:
+def run(name: str, kind: type[S], main: Callable[[App[S]], Coroutine[Any, Any, None]], migrations: Path | None = None) -> None:
     """Entry of every service: `python -m services.<name> [migrate]`."""
     parser = argparse.ArgumentParser(f"python -m services.{name}", description=f"Sightline's {name} service.")
     parser.add_argument("command", nargs="?", choices=["serve", "migrate"], default="serve")
@@ -132,7 +132,7 @@ def _migrate(name: str, migrations: Path | None) -> None:
     migrate(url, name, migrations)
 
 
-async def _serve(settings: S, main: Callable[[App[S]], Awaitable[None]]) -> bool:
+async def _serve(settings: S, main: Callable[[App[S]], Coroutine[Any, Any, None]]) -> bool:
     app = App(settings)
     try:
         starting = asyncio.create_task(main(app))

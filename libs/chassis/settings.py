@@ -4,7 +4,6 @@ A block's field is `SIGHTLINE_<BLOCK>_<FIELD>`: `SIGHTLINE_KAFKA_BOOTSTRAP` is `
 """
 
 import sys
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -93,9 +92,7 @@ class TelemetrySettings(Block):
 class ServiceSettings(BaseSettings):
     """What every process has. Subclasses add the blocks that they use."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="_", env_nested_max_split=1, extra="ignore", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="_", env_nested_max_split=1, extra="ignore", frozen=True)
 
     profile: Literal["production", "laptop"] = Field("production", description="laptop takes the stack's own CA and issuer")
     replica: str = Field("0", pattern=r"^[a-z0-9-]{1,63}$", description="name of this replica, unique among its service")

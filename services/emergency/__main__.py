@@ -13,13 +13,14 @@ from chassis.rpc import Server, connect
 from chassis.run import App, run
 from contracts.callers import ALLOWED
 from contracts.topics import ACTIVATION_RESULT, AUDIT_RECORD, EMERGENCY_EVENT
+from sightline.emergency.v1.emergency_service_pb2_grpc import add_EmergencyServiceServicer_to_server
+
 from services.emergency.api import EmergencyApi, Watchtower
 from services.emergency.events import RESULTS_SINCE, EmergencyAnnouncer, ResultReader
 from services.emergency.peers import RegistryPeer
 from services.emergency.service import EmergencyService
 from services.emergency.settings import EmergencySettings
 from services.emergency.store import Store
-from sightline.emergency.v1.emergency_service_pb2_grpc import add_EmergencyServiceServicer_to_server
 
 
 async def main(app: App[EmergencySettings]) -> None:
@@ -45,6 +46,7 @@ async def main(app: App[EmergencySettings]) -> None:
     app.background("outbox sweeper", database.sweep())
     app.background("audit shipper", audit.ship())
     app.background("audit of refusals", audit.write_refusals())
+    app.repeat("late pins", 1.0, service.fill_pins)
     app.background("watchtower", watchtower.look())
     await app.wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics))
     app.background("activation results", results.tail(RESULTS_SINCE))

@@ -10,13 +10,14 @@ from chassis.bus import TRANSIENT
 from chassis.clock import Clock
 from chassis.paging import page_cursor, page_token
 from chassis.rpc import caller
-from services.emergency.events import from_radio, to_emergency
-from services.emergency.model import Disposition, Place, Press, Status, cancelled_key, press_key, read_clocks
-from services.emergency.service import EmergencyService, Seen, Viewed, who_of
 from sightline.activation.v1.activation_pb2 import ActivationResult
 from sightline.emergency.v1 import emergency_pb2
 from sightline.emergency.v1 import emergency_service_pb2 as pb
 from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceServicer
+
+from services.emergency.events import from_radio, to_emergency
+from services.emergency.model import Disposition, Place, Press, Status, cancelled_key, press_key, read_clocks
+from services.emergency.service import EmergencyService, Seen, Viewed, who_of
 
 _DEFAULT_PAGE = 50
 # Watchers are told of changes at once by their own replica, and of other replicas' within this time.
@@ -133,9 +134,7 @@ class EmergencyApi(EmergencyServiceServicer):
         first = True
         async for changed in self._watchtower.changes(caller().agency_id):
             for emergency, results in changed:
-                yield pb.WatchEmergenciesResponse(
-                    emergency=to_emergency(emergency), activations=map(ActivationResult.FromString, results)
-                )
+                yield pb.WatchEmergenciesResponse(emergency=to_emergency(emergency), activations=map(ActivationResult.FromString, results))
             if first:
                 yield pb.WatchEmergenciesResponse(snapshot_complete=True)
                 first = False

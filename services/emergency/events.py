@@ -2,18 +2,18 @@
 
 from datetime import datetime, timedelta
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from chassis.bus import Received, Record, parse
 from chassis.db import Transaction
 from chassis.errors import PoisonError
 from contracts.topics import ACTIVATION_RESULT, EMERGENCY_EVENT, radio_key
-from services.emergency.model import Clocks, Emergency, Fact, RadioId, Subject
-from services.emergency.service import EmergencyService
+from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.activation.v1.activation_pb2 import ActivationResult
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.common.v1.radio_pb2 import Position, RadioIdentity
 from sightline.emergency.v1 import emergency_pb2 as pb
+
+from services.emergency.model import Clocks, Emergency, Fact, RadioId, Subject
+from services.emergency.service import EmergencyService
 
 # Results of emergencies older than this are not waited for any more.
 RESULTS_SINCE = timedelta(hours=24)
@@ -72,6 +72,7 @@ def _subject(subject: Subject) -> pb.Subject:
         held_to=_stamp(subject.held_to),
         home_agency_id=subject.home_agency_id,
         camera_ids=subject.camera_ids,
+        filled_at=_stamp(subject.filled_at),
     )
 
 

@@ -110,6 +110,7 @@ class Subject:
     held_to: datetime | None = None
     home_agency_id: str = ""
     camera_ids: tuple[str, ...] = ()
+    filled_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,12 @@ class Emergency:
         self._require_open()
         self._require_version(expected_version)
         return self._next(epoch=self.epoch + 1, epoch_started_at=at, activation_expires_at=at + age_gate, subject=subject)
+
+    def fill(self, subject: Subject, at: datetime) -> "Emergency":
+        """The registry's late answer on who held the radio at the press; a bind in between stands."""
+        if not self.is_open or self.subject.state != SubjectState.UNPINNED:
+            return self
+        return self._next(subject=replace(subject, filled_at=at))
 
     def _next(self, **changes: object) -> "Emergency":
         return replace(self, version=self.version + 1, **changes)  # type: ignore[arg-type]

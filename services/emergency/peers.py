@@ -3,16 +3,16 @@
 from datetime import UTC, datetime
 
 import grpc
-
 from chassis import telemetry
 from chassis.errors import NotFound, Unavailable
 from chassis.rpc import with_trace
-from services.emergency.events import to_radio
-from services.emergency.model import RadioId, Subject, SubjectState
-from services.emergency.service import Holder
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from sightline.registry.v1 import registry_service_pb2 as pb
 from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+
+from services.emergency.events import to_radio
+from services.emergency.model import RadioId, Subject, SubjectState
+from services.emergency.service import Holder
 
 # A press does not wait longer than this for the registry's word on who held the radio.
 PIN_WITHIN_S = 0.1

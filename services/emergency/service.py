@@ -6,22 +6,33 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from uuid_utils import uuid7
-
 from chassis.audit import Audit, Entry
 from chassis.clock import Clock
 from chassis.db import Database, Transaction
 from chassis.errors import Forbidden, NotFound, Unavailable
 from chassis.identity import Caller
-from services.emergency.model import (
-    KEY_LIFE, Disposition, Emergency, Fact, Press, RadioId, Status, Subject, SubjectState, Who, open_emergency,
-)  # fmt: skip
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+from uuid_utils import uuid7
+
+from services.emergency.model import (
+    KEY_LIFE,
+    Disposition,
+    Emergency,
+    Fact,
+    Press,
+    RadioId,
+    Status,
+    Subject,
+    SubjectState,
+    Who,
+    open_emergency,
+)  # fmt: skip
 
 # The gateway gets an answer within a second, whatever hangs; the database is never told to hurry (a cancelled wait
 # for a standby at the commit would look like a success).
 ANSWER_WITHIN_S = 0.9
+_FILL_BATCH = 50
 _SYSTEM = Who(ActorKind.ACTOR_KIND_SERVICE, "service/emergency", "platform")
 
 
@@ -66,6 +77,7 @@ class Emergencies(Protocol):
     async def keep_cancel(self, tx: Transaction, key: str, fact: Fact) -> None: ...
     async def take_cancel(self, tx: Transaction, key: str, since: datetime) -> Fact | None: ...
     async def page(self, tx: Transaction, agency_id: str | None, is_open: bool | None, before: str, limit: int) -> list[Emergency]: ...
+    async def unpinned(self, tx: Transaction, limit: int) -> list[Emergency]: ...
     async def seen(self, tx: Transaction, lately: timedelta) -> list[Seen]: ...
     async def several(self, tx: Transaction, ids: Sequence[str]) -> list[Emergency]: ...
     async def results(self, tx: Transaction, ids: Sequence[str]) -> Mapping[str, list[bytes]]: ...
@@ -99,23 +111,38 @@ class EmergencyService:
     """Presses in, emergencies managed."""
 
     def __init__(
-        self, database: Database, store: Emergencies, registry: Registry, announcer: Announcer, audit: Audit, clock: Clock, age_gate: timedelta
+        self,
+        database: Database,
+        store: Emergencies,
+        registry: Registry,
+        announcer: Announcer,
+        audit: Audit,
+        clock: Clock,
+        age_gate: timedelta,
     ) -> None:
         self._database, self._store, self._registry, self._announcer = database, store, registry, announcer
         self._audit, self._clock, self.age_gate = audit, clock, age_gate
         self.changed = asyncio.Event()
-        self._unfinished: set[asyncio.Task[KnownPress]] = set()
+        self._under_way: dict[str, asyncio.Task[KnownPress]] = {}
 
     async def raise_alarm(self, press: Press) -> KnownPress:
-        """Take a press. Unavailable after a second at the latest; the work then still comes to its own end."""
-        work = asyncio.create_task(self._raise_alarm(press))
-        self._unfinished.add(work)
-        work.add_done_callback(self._unfinished.discard)
+        """Take a press. Unavailable after a second at the latest; the work then still comes to its own end.
+
+        Equal presses that arrive together, as in a retry storm, are one piece of work.
+        """
+        work = self._under_way.get(press.key)
+        if work is None:
+            work = self._under_way[press.key] = asyncio.create_task(self._raise_alarm(press))
+            work.add_done_callback(lambda task: self._ended(press.key, task))
         done, _ = await asyncio.wait({work}, timeout=ANSWER_WITHIN_S)
         if not done:
-            work.add_done_callback(lambda task: task.cancelled() or task.exception())  # an error here has been answered
             raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "the press could not be made durable in time; send it again")
         return work.result()
+
+    def _ended(self, key: str, work: "asyncio.Task[KnownPress]") -> None:
+        del self._under_way[key]
+        if not work.cancelled():
+            work.exception()  # nobody may be waiting any more
 
     async def _raise_alarm(self, press: Press) -> KnownPress:
         async with self._database.transaction() as tx:
@@ -149,7 +176,12 @@ class EmergencyService:
         emergency = open_emergency(str(uuid7()), press, subject, self.age_gate, newest, cancel)
         await self._store.insert(tx, emergency)
         self._announcer.announce(tx, emergency)
-        details = {"radio": str(press.radio), "subject": subject.state.value, "officer": subject.officer_id, "stale": str(emergency.stale_on_arrival)}
+        details = {
+            "radio": str(press.radio),
+            "subject": subject.state.value,
+            "officer": subject.officer_id,
+            "stale": str(emergency.stale_on_arrival),
+        }
         await self._note(tx, "emergency.raised", press.gateway, emergency, details)
         return KnownPress(emergency.emergency_id, emergency.version, "OPENED")
 
@@ -193,6 +225,21 @@ class EmergencyService:
         details = {"officer": officer_id, "cameras": ",".join(subject.camera_ids), "note": note}
         return await self._change(caller, emergency_id, "emergency.bound", bind, details)
 
+    async def fill_pins(self) -> None:
+        """Ask the registry again for emergencies that it gave no word on."""
+        async with self._database.transaction() as tx:
+            waiting = await self._store.unpinned(tx, _FILL_BATCH)
+        for each in waiting:
+            holder = await self._registry.holder(each.radio, each.clocks.press_time, each.agency_id)
+            if holder is None:
+                return  # it still does not answer
+            async with self._database.transaction() as tx:
+                emergency = await self._store.get(tx, each.emergency_id, lock=True)
+                if emergency is not None:
+                    filled = emergency.fill(holder.subject, self._clock.now())
+                    await self._save_if_new(tx, emergency, filled, "emergency.pinned", _SYSTEM, {"officer": filled.subject.officer_id})
+            self.changed.set()
+
     async def get(self, caller: Caller, emergency_id: str) -> Viewed:
         """One emergency with its activation results; NotFound also for another agency's."""
         async with self._database.transaction() as tx:
@@ -224,7 +271,12 @@ class EmergencyService:
         self.changed.set()
 
     async def _change(
-        self, caller: Caller, emergency_id: str, action: str, change: Callable[[Emergency], Emergency], details: dict[str, str] | None = None
+        self,
+        caller: Caller,
+        emergency_id: str,
+        action: str,
+        change: Callable[[Emergency], Emergency],
+        details: dict[str, str] | None = None,
     ) -> Emergency:
         who = who_of(caller.actor)
         async with self._database.transaction() as tx:

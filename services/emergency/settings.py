@@ -1,8 +1,7 @@
 """Settings of the emergency service."""
 
-from pydantic import Field
-
 from chassis.settings import DatabaseSettings, KafkaSettings, OidcSettings, RpcSettings, ServiceSettings
+from pydantic import Field
 
 
 class EmergencySettings(ServiceSettings):

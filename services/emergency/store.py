@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import LiteralString
 
+from chassis.db import Row, Transaction
 from psycopg.types.json import Jsonb
 from pydantic import TypeAdapter
 
-from chassis.db import Row, Transaction
 from services.emergency.model import KEY_LIFE, Emergency, Fact, Press, RadioId
 from services.emergency.service import KnownPress, Seen
 
@@ -43,14 +43,17 @@ class Store:
     async def press_of_other_radio(self, tx: Transaction, radio: RadioId, request_id: str) -> bool:
         """Whether another radio's press had this request_id."""
         found = await tx.one(
-            "SELECT 1 FROM press JOIN emergency USING (emergency_id) WHERE request_id = %s AND radio <> %s LIMIT 1", [request_id, str(radio)]
+            "SELECT 1 FROM press JOIN emergency USING (emergency_id) WHERE request_id = %s AND radio <> %s LIMIT 1",
+            [request_id, str(radio)],
         )
         return found is not None
 
     async def newest_of_radio(self, tx: Transaction, radio: RadioId) -> Emergency | None:
         """The radio's open emergency, else its newest."""
         return _emergency(
-            await tx.one("SELECT document FROM emergency WHERE radio = %s ORDER BY is_open DESC, emergency_id DESC LIMIT 1 FOR UPDATE", [str(radio)])
+            await tx.one(
+                "SELECT document FROM emergency WHERE radio = %s ORDER BY is_open DESC, emergency_id DESC LIMIT 1 FOR UPDATE", [str(radio)]
+            )
         )
 
     async def get(self, tx: Transaction, emergency_id: str, *, lock: bool = False) -> Emergency | None:
@@ -99,6 +102,14 @@ class Store:
             "SELECT document FROM emergency WHERE (%s::text IS NULL OR agency_id = %s) AND (%s::bool IS NULL OR is_open = %s)"
             " AND (%s::uuid IS NULL OR emergency_id < %s) ORDER BY emergency_id DESC LIMIT %s",
             [agency_id, agency_id, is_open, is_open, before or None, before or None, limit],
+        )
+        return [_EMERGENCY.validate_python(row["document"]) for row in rows]
+
+    async def unpinned(self, tx: Transaction, limit: int) -> list[Emergency]:
+        """Open emergencies that wait for the registry's word on who held the radio."""
+        rows = await tx.all(
+            "SELECT document FROM emergency WHERE is_open AND document->'subject'->>'state' = 'UNPINNED' ORDER BY emergency_id LIMIT %s",
+            [limit],
         )
         return [_EMERGENCY.validate_python(row["document"]) for row in rows]
 

@@ -6,10 +6,10 @@ from datetime import timedelta
 import faust
 import grpc
 import uvloop
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-
 from chassis import telemetry
 from chassis.settings import load
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
 from services.joiner.agents import Lane
 from services.joiner.app import build
 from services.joiner.settings import JoinerSettings
@@ -19,7 +19,7 @@ def serve_health(app: faust.App, listen: str) -> None:
     """Answer grpc.health.v1 in the clear; SERVING once Faust has its partitions and has recovered its table."""
     servicer = health.aio.HealthServicer()
 
-    @app.task
+    @app.task  # type: ignore[untyped-decorator]
     async def ready() -> None:
         await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
         telemetry.log().info("ready")

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import faust
-from faust.types import EventT, StreamT
-
 from activation import join
 from chassis import telemetry
 from chassis.bus import Received, Record, parse
 from chassis.reader import Handler, dead_letter
 from contracts.topics import ACTIVATION_DECISION, EMERGENCY_EVENT, REGISTRY_DUTY, radio_key
-from services.joiner.tables import Decided, Freshness, Parked, duty_table, newer
+from faust.types import EventT, StreamT
 from sightline.emergency.v1.emergency_pb2 import Emergency, EmergencyEvent
 from sightline.registry.v1.duty_pb2 import DutyRecord
+
+from services.joiner.tables import Decided, Freshness, Parked, duty_table, newer
 
 
 class Lane:

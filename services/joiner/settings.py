@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from pydantic import Field
-
 from chassis.settings import KafkaSettings, ServiceSettings
+from pydantic import Field
 
 
 class JoinerSettings(ServiceSettings):
@@ -13,5 +12,5 @@ class JoinerSettings(ServiceSettings):
     kafka: KafkaSettings
     lane: str = Field("a", pattern=r"^[a-z]{1,10}$", description="name of this lane; lanes share nothing, each has all the data")
     health_listen: str = Field("0.0.0.0:8080", pattern=r"^\S+:\d+$", description="host:port of the plain health server")
-    data_dir: Path = Field(Path("/tmp/sightline-joiner"), description="folder for Faust's own files; may be lost at any time")
+    data_dir: Path = Field(description="folder for Faust's own files; may be lost at any time")
     trickle_s: float = Field(600, gt=0, le=3600, description="the registry's trickle period; a duty partition is fresh within two")

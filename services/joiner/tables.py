@@ -1,11 +1,11 @@
 """The lane's memory: the newest duty record of every radio, and the presses that wait for one."""
 
 from collections import OrderedDict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import faust
-
 from contracts.topics import RADIO_PARTITIONS
+from faust.types import TableT
 from sightline.emergency.v1.emergency_pb2 import Emergency
 from sightline.registry.v1.duty_pb2 import DutyRecord
 
@@ -13,9 +13,10 @@ from sightline.registry.v1.duty_pb2 import DutyRecord
 _PARKED_AT_MOST = 10_000
 
 
-def duty_table(app: faust.App) -> faust.Table:
+def duty_table(app: faust.App) -> TableT[bytes, bytes]:
     """Radio key → DutyRecord bytes. Plain bytes types: a table with a raw `schema` recovers nothing (Faust 0.15)."""
-    return app.Table("duty", key_type=bytes, value_type=bytes, partitions=RADIO_PARTITIONS)
+    table: TableT[bytes, bytes] = app.Table("duty", key_type=bytes, value_type=bytes, partitions=RADIO_PARTITIONS)
+    return table
 
 
 class Parked:

@@ -12,12 +12,13 @@ from chassis.rpc import Server
 from chassis.run import App, run
 from contracts.callers import ALLOWED
 from contracts.topics import AUDIT_RECORD, REGISTRY_DUTY
+from sightline.registry.v1.registry_service_pb2_grpc import add_RegistryServiceServicer_to_server
+
 from services.registry.api import RegistryApi
 from services.registry.events import DutyAnnouncer
 from services.registry.service import RegistryService
 from services.registry.settings import RegistrySettings
 from services.registry.store import Store
-from sightline.registry.v1.registry_service_pb2_grpc import add_RegistryServiceServicer_to_server
 
 
 async def main(app: App[RegistrySettings]) -> None:

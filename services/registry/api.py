@@ -3,17 +3,17 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from chassis.clock import Clock
 from chassis.paging import page_cursor, page_token
 from chassis.rpc import caller
-from services.registry.events import to_duty, to_interval
-from services.registry.model import Agency, Camera, Officer, Radio, RadioId
-from services.registry.service import RegistryService
+from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.registry.v1 import registry_service_pb2 as pb
 from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceServicer
+
+from services.registry.events import to_duty, to_interval
+from services.registry.model import Agency, Camera, Officer, Radio, RadioId
+from services.registry.service import RegistryService
 
 _DEFAULT_PAGE = 50
 

@@ -6,9 +6,10 @@ from datetime import datetime
 from chassis.bus import Record
 from chassis.db import Transaction
 from contracts.topics import REGISTRY_DUTY, radio_key
-from services.registry.model import Duty, DutyInterval
 from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.registry.v1 import duty_pb2
+
+from services.registry.model import Duty, DutyInterval
 
 
 def to_duty(duty: Duty, now: datetime) -> duty_pb2.DutyRecord:
@@ -38,4 +39,3 @@ class DutyAnnouncer:
             message = to_duty(duty, now)
             key = radio_key(message.radio)
             tx.emit(Record.of(REGISTRY_DUTY, key, message, source="registry", subject=f"radios/{key.decode()}"))
-

@@ -9,8 +9,9 @@ from chassis.clock import Clock
 from chassis.db import Database, Transaction
 from chassis.errors import Forbidden, InvalidRequest, NotFound, WrongState
 from chassis.identity import Caller
-from services.registry.model import LOOK_BACK, Agency, Camera, Duty, Officer, OnDuty, Radio, RadioId, Span, shift
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+
+from services.registry.model import LOOK_BACK, Agency, Camera, Duty, Officer, OnDuty, Radio, RadioId, Span, shift
 
 _TRICKLE_BATCH = 200
 
@@ -80,7 +81,13 @@ class RegistryService:
                 await self._note(tx, caller, "camera.registered", f"cameras/{camera.camera_id}", camera.agency_id)
 
     async def check_out(
-        self, caller: Caller, officer_id: str, radios: Sequence[RadioId], cameras: Sequence[str], unit: str, times: tuple[datetime | None, datetime | None]
+        self,
+        caller: Caller,
+        officer_id: str,
+        radios: Sequence[RadioId],
+        cameras: Sequence[str],
+        unit: str,
+        times: tuple[datetime | None, datetime | None],
     ) -> list[int]:
         """Start a shift; returns the new duty version of each radio asked for."""
         span = shift(*times, self._clock.now())
@@ -174,7 +181,9 @@ class RegistryService:
                 raise NotFound(Reason.ERROR_REASON_NOT_FOUND, f"no such {what}: {name}")
         return [device[0] for device in found if device]
 
-    async def _note(self, tx: Transaction, caller: Caller, action: str, target: str, agency: str, details: dict[str, str] | None = None) -> None:
+    async def _note(
+        self, tx: Transaction, caller: Caller, action: str, target: str, agency: str, details: dict[str, str] | None = None
+    ) -> None:
         await self._audit.record(tx, Entry(action, caller.actor, target, agency, details=details))
 
 

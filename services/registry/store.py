@@ -5,12 +5,12 @@ from datetime import datetime
 from typing import LiteralString
 
 import psycopg
-from psycopg.types.range import Range
-
 from chassis.db import Row, Transaction
 from chassis.errors import AlreadyExists, WrongState
-from services.registry.model import Agency, Camera, Duty, Hold, Officer, OnDuty, Radio, RadioId, Span, intervals
+from psycopg.types.range import Range
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+
+from services.registry.model import Agency, Camera, Duty, Hold, Officer, OnDuty, Radio, RadioId, Span, intervals
 
 _CAMERA_HOLDS: LiteralString = """
 SELECT o.officer_id, c.camera_id AS item, h.held FROM camera_hold h JOIN camera c USING (camera_key) JOIN officer o USING (officer_key)
@@ -37,9 +37,7 @@ class Store:
     async def add_officer(self, tx: Transaction, officer: Officer) -> bool:
         """Insert; False if it is there already. AlreadyExists if there is another of that id."""
         values = [officer.officer_id, officer.agency_id, officer.display_name]
-        if await tx.execute(
-            "INSERT INTO officer (officer_id, agency_id, display_name) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING", values
-        ):
+        if await tx.execute("INSERT INTO officer (officer_id, agency_id, display_name) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING", values):
             return True
         row = await tx.one("SELECT officer_id, agency_id, display_name FROM officer WHERE officer_id = %s", values[:1])
         return _same(row, Officer, officer, f"officer {officer.officer_id}")
@@ -102,7 +100,9 @@ class Store:
                 raise WrongState(Reason.ERROR_REASON_SHIFT_STATE, "the officer is in a unit during part of that time") from error
             device = table.removesuffix("_hold")
             raise WrongState(
-                Reason.ERROR_REASON_DEVICE_HELD, f"a {device} is held during part of that time; check it in first", metadata={"device": device}
+                Reason.ERROR_REASON_DEVICE_HELD,
+                f"a {device} is held during part of that time; check it in first",
+                metadata={"device": device},
             ) from error
 
     async def release(self, tx: Transaction, officer: int, at: datetime) -> tuple[list[int], list[str]]:
@@ -148,9 +148,7 @@ class Store:
         by_radio: dict[int, list[Hold]] = {key: [] for key in keys}
         for row in holds:
             by_radio[row["radio_key"]].append(_hold(row | {"item": ""}))
-        return [
-            Duty(_identity(r), r["agency_id"], r["duty_version"], intervals(by_radio[r["radio_key"]], cameras, units)) for r in radios
-        ]
+        return [Duty(_identity(r), r["agency_id"], r["duty_version"], intervals(by_radio[r["radio_key"]], cameras, units)) for r in radios]
 
     async def due(self, tx: Transaction, before: datetime, limit: int) -> list[int]:
         """Radios whose record has not been trickled since `before`; marks them. Replicas share the work."""

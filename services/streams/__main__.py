@@ -12,14 +12,15 @@ from chassis.rpc import Server, connect
 from chassis.run import App, run
 from contracts.callers import ALLOWED
 from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, AUDIT_RECORD, EMERGENCY_EVENT
+from sightline.streams.v1.camera_link_service_pb2_grpc import add_CameraLinkServiceServicer_to_server
+from sightline.streams.v1.stream_service_pb2_grpc import add_StreamServiceServicer_to_server
+
 from services.streams.api import CameraLinkApi, StreamApi
 from services.streams.events import DECISIONS_SINCE, EMERGENCIES_SINCE, ActivationAnnouncer, DecisionReader, EmergencyReader
 from services.streams.peers import EmergencyPeer
 from services.streams.service import StreamsService
 from services.streams.settings import StreamsSettings
 from services.streams.store import Store
-from sightline.streams.v1.camera_link_service_pb2_grpc import add_CameraLinkServiceServicer_to_server
-from sightline.streams.v1.stream_service_pb2_grpc import add_StreamServiceServicer_to_server
 
 _SWEEP_S = 0.25
 

@@ -5,19 +5,19 @@ from collections.abc import AsyncIterator
 from datetime import UTC
 from typing import Any
 
-from uuid_utils import uuid7
-
 from chassis import telemetry
 from chassis.paging import page_cursor, page_token
 from chassis.rpc import caller, check
-from services.streams.events import to_result
-from services.streams.model import Handled, Orders, Report, State
-from services.streams.service import LocalLink, StreamsService
 from sightline.activation.v1.activation_pb2 import REFUSAL_REASON_UNSPECIFIED, ActivationDecision, ActivationState, RefusalReason
 from sightline.streams.v1 import camera_link_service_pb2 as link_pb
 from sightline.streams.v1 import stream_service_pb2 as pb
 from sightline.streams.v1.camera_link_service_pb2_grpc import CameraLinkServiceServicer
 from sightline.streams.v1.stream_service_pb2_grpc import StreamServiceServicer
+from uuid_utils import uuid7
+
+from services.streams.events import to_result
+from services.streams.model import Handled, Orders, Report, State
+from services.streams.service import LocalLink, StreamsService
 
 _DEFAULT_PAGE = 50
 
@@ -28,7 +28,9 @@ class CameraLinkApi(CameraLinkServiceServicer):
     def __init__(self, service: StreamsService) -> None:
         self._service = service
 
-    async def Connect(self, request_iterator: AsyncIterator[link_pb.ConnectRequest], context: Any) -> AsyncIterator[link_pb.ConnectResponse]:
+    async def Connect(
+        self, request_iterator: AsyncIterator[link_pb.ConnectRequest], context: Any
+    ) -> AsyncIterator[link_pb.ConnectResponse]:
         """One link of one camera."""
         camera = caller().machine
         link = await self._service.open_link(camera, str(uuid7()))

@@ -2,16 +2,16 @@
 
 from datetime import UTC, datetime, timedelta
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from chassis.bus import Received, Record, parse
 from chassis.db import Transaction
 from chassis.errors import PoisonError
 from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, EMERGENCY_EVENT
-from services.streams.model import Activation, Decision, KnownEmergency
-from services.streams.service import StreamsService
+from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.activation.v1.activation_pb2 import ActivationDecision, ActivationResult, ActivationState, NoCameraReason, RefusalReason
 from sightline.emergency.v1.emergency_pb2 import ALARM_STATUS_EXERCISE, EMERGENCY_STATE_CLEARED, Emergency, EmergencyEvent
+
+from services.streams.model import Activation, Decision, KnownEmergency
+from services.streams.service import StreamsService
 
 _STATE, _REFUSAL, _NO_CAMERA = "ACTIVATION_STATE_", "REFUSAL_REASON_", "NO_CAMERA_REASON_"
 # Decisions are of use within the age gate; emergencies are state.

@@ -1,9 +1,9 @@
 """The start of one camera for one (emergency, epoch), and its rules; no I/O.
 
-    REQUESTED ──▶ RECORDING | ALREADY_RECORDING | REFUSED      the camera's word, final
-        ├───────▶ UNREACHABLE | TIMED_OUT ──▶ the camera's word, or withdrawn: provisional until then
-        └───────▶ WITHDRAWN                    cleared first; the camera's word still replaces it
-    NO_CAMERA                                  the decision named none, final
+REQUESTED ──▶ RECORDING | ALREADY_RECORDING | REFUSED      the camera's word, final
+    ├───────▶ UNREACHABLE | TIMED_OUT ──▶ the camera's word, or withdrawn: provisional until then
+    └───────▶ WITHDRAWN                    cleared first; the camera's word still replaces it
+NO_CAMERA                                  the decision named none, final
 """
 
 from dataclasses import dataclass, replace

@@ -1,14 +1,14 @@
 """What the streams service asks of other services."""
 
 import grpc
-
 from chassis.errors import Unavailable
 from chassis.rpc import with_trace
-from services.streams.events import to_known
-from services.streams.model import KnownEmergency
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from sightline.emergency.v1 import emergency_service_pb2 as pb
 from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceStub
+
+from services.streams.events import to_known
+from services.streams.model import KnownEmergency
 
 
 class EmergencyPeer:

@@ -12,13 +12,23 @@ from chassis.clock import Clock
 from chassis.db import Database, Row, Transaction
 from chassis.errors import Changed, Forbidden, NotFound
 from chassis.identity import Caller, Machine
-from services.streams.model import (
-    UNREACHABLE_AFTER, Activation, CameraView, Decision, Handled, KnownEmergency, Link, Orders, Report, activations,
-    refusal_of_decision,
-)  # fmt: skip
 from sightline.audit.v1.record_pb2 import AuditOutcome
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+
+from services.streams.model import (
+    UNREACHABLE_AFTER,
+    Activation,
+    CameraView,
+    Decision,
+    Handled,
+    KnownEmergency,
+    Link,
+    Orders,
+    Report,
+    activations,
+    refusal_of_decision,
+)  # fmt: skip
 
 _SYSTEM = Actor(kind=ActorKind.ACTOR_KIND_SERVICE, id="service/streams", agency_id="platform")
 
@@ -33,9 +43,13 @@ class Streams(Protocol):
     async def reject(self, tx: Transaction, decision: Decision, why: str, now: datetime) -> bool: ...
     async def add(self, tx: Transaction, new: Sequence[Activation]) -> None: ...
     async def save(self, tx: Transaction, changed: Sequence[Activation]) -> None: ...
-    async def of_emergency(self, tx: Transaction, emergency_id: str, *, epoch: int | None = None, lock: bool = False) -> list[Activation]: ...
+    async def of_emergency(
+        self, tx: Transaction, emergency_id: str, *, epoch: int | None = None, lock: bool = False
+    ) -> list[Activation]: ...
     async def overdue(self, tx: Transaction, requested_before: datetime) -> list[tuple[Activation, bool]]: ...
-    async def handled(self, tx: Transaction, camera_id: str, agency_id: str, names: Sequence[Handled]) -> list[tuple[Handled, Activation]]: ...
+    async def handled(
+        self, tx: Transaction, camera_id: str, agency_id: str, names: Sequence[Handled]
+    ) -> list[tuple[Handled, Activation]]: ...
     async def unexpected(self, tx: Transaction, camera_id: str, names: Sequence[Handled]) -> list[tuple[str, int]]: ...
     async def raise_orders(self, tx: Transaction, camera_ids: Sequence[str], agency_id: str) -> None: ...
     async def take_orders(self, tx: Transaction, camera_id: str, now: datetime) -> Orders: ...
@@ -187,9 +201,7 @@ class StreamsService:
             for emergency_id, epoch in await self._store.unexpected(tx, camera.id, report.handled):
                 telemetry.log().error("a camera acted on an order that nobody gave", camera=camera.id, emergency=emergency_id)
                 target, details = f"cameras/{camera.id}", {"epoch": str(epoch)}
-                await self._audit.record(
-                    tx, Entry("activation.unexpected", camera.actor, target, camera.agency_id, emergency_id, details)
-                )
+                await self._audit.record(tx, Entry("activation.unexpected", camera.actor, target, camera.agency_id, emergency_id, details))
 
     async def sweep_links(self) -> None:
         """Find out which of this replica's links have new orders or have been superseded elsewhere."""
@@ -237,9 +249,7 @@ class StreamsService:
             self._announcer.announce(tx, activation)
             details = {"state": activation.state.value, "refusal": activation.refusal_reason, "epoch": str(activation.epoch)}
             target = f"cameras/{activation.camera_id}"
-            await self._audit.record(
-                tx, Entry("activation.outcome", actor, target, activation.agency_id, activation.emergency_id, details)
-            )
+            await self._audit.record(tx, Entry("activation.outcome", actor, target, activation.agency_id, activation.emergency_id, details))
 
     async def _note(
         self, tx: Transaction, action: str, decision: Decision, details: dict[str, str],
@@ -247,4 +257,3 @@ class StreamsService:
     ) -> None:  # fmt: skip
         target, facts = f"emergencies/{decision.emergency_id}", details | {"epoch": str(decision.epoch)}
         await self._audit.record(tx, Entry(action, _SYSTEM, target, decision.agency_id, decision.emergency_id, facts, outcome))
-

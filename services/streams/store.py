@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import LiteralString
 
 from chassis.db import Row, Transaction
+
 from services.streams.model import Activation, CameraView, Decision, Handled, KnownEmergency, Link, Order, Orders, Report, State
 
 # A link counts while its replica lives: replicas say so every second.
@@ -27,8 +28,9 @@ class Store:
         """Keep what is newer than what is known; False if it is not."""
         return bool(
             await tx.execute(
-                "INSERT INTO known_emergency AS k (emergency_id, version, epoch, agency_id, is_open, exercise) VALUES (%s, %s, %s, %s, %s, %s)"
-                " ON CONFLICT (emergency_id) DO UPDATE SET version = excluded.version, epoch = excluded.epoch, is_open = excluded.is_open"
+                "INSERT INTO known_emergency AS k (emergency_id, version, epoch, agency_id, is_open, exercise)"
+                " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (emergency_id)"
+                " DO UPDATE SET version = excluded.version, epoch = excluded.epoch, is_open = excluded.is_open"
                 " WHERE k.version < excluded.version",
                 astuple(known),
             )
@@ -37,7 +39,8 @@ class Store:
     async def emergency(self, tx: Transaction, emergency_id: str) -> KnownEmergency | None:
         """What is known of an emergency; it cannot be cleared under the caller."""
         row = await tx.one(
-            "SELECT emergency_id::text, version, epoch, agency_id, is_open, exercise FROM known_emergency WHERE emergency_id = %s FOR SHARE",
+            "SELECT emergency_id::text, version, epoch, agency_id, is_open, exercise FROM known_emergency"
+            " WHERE emergency_id = %s FOR SHARE",
             [emergency_id],
         )
         return KnownEmergency(**row) if row else None
@@ -90,7 +93,9 @@ class Store:
 
     async def of_emergency(self, tx: Transaction, emergency_id: str, *, epoch: int | None = None, lock: bool = False) -> list[Activation]:
         """Activations of an emergency, or of one of its epochs."""
-        query: LiteralString = f"SELECT {_ACTIVATION} FROM activation a WHERE emergency_id = %s AND (%s::int IS NULL OR epoch = %s) ORDER BY epoch, camera_id"
+        query: LiteralString = (
+            f"SELECT {_ACTIVATION} FROM activation a WHERE emergency_id = %s AND (%s::int IS NULL OR epoch = %s) ORDER BY epoch, camera_id"
+        )
         return [_activation(row) for row in await tx.all(query + (" FOR UPDATE" if lock else ""), [emergency_id, epoch, epoch])]
 
     async def overdue(self, tx: Transaction, requested_before: datetime) -> list[tuple[Activation, bool]]:
@@ -116,7 +121,8 @@ class Store:
     async def unexpected(self, tx: Transaction, camera_id: str, names: Sequence[Handled]) -> list[tuple[str, int]]:
         """Names that this camera was never given and has not been noticed for before."""
         rows = await tx.all(
-            "INSERT INTO unexpected_report (camera_id, emergency_id, epoch) SELECT %s, n.id, n.epoch FROM unnest(%s::uuid[], %s::int[]) AS n (id, epoch)"
+            "INSERT INTO unexpected_report (camera_id, emergency_id, epoch) SELECT %s, n.id, n.epoch"
+            " FROM unnest(%s::uuid[], %s::int[]) AS n (id, epoch)"
             " WHERE NOT EXISTS (SELECT 1 FROM activation a WHERE a.camera_id = %s AND a.emergency_id = n.id AND a.epoch = n.epoch)"
             " ON CONFLICT DO NOTHING RETURNING emergency_id::text, epoch",
             [camera_id, [h.emergency_id for h in names], [h.epoch for h in names], camera_id],
@@ -135,8 +141,9 @@ class Store:
         """The camera's orders; what they name counts as ordered now."""
         version = await tx.one("SELECT orders_version FROM camera WHERE camera_id = %s", [camera_id])
         rows = await tx.all(
-            "SELECT a.emergency_id::text, a.epoch, a.expires_at, a.traceparent, k.exercise FROM activation a JOIN known_emergency k USING (emergency_id)"
-            " JOIN camera c USING (camera_id) WHERE a.camera_id = %s AND a.expires_at > %s AND k.is_open AND a.epoch = k.epoch"
+            "SELECT a.emergency_id::text, a.epoch, a.expires_at, a.traceparent, k.exercise"
+            " FROM activation a JOIN known_emergency k USING (emergency_id) JOIN camera c USING (camera_id)"
+            " WHERE a.camera_id = %s AND a.expires_at > %s AND k.is_open AND a.epoch = k.epoch"
             " AND a.agency_id = c.agency_id ORDER BY a.requested_at",
             [camera_id, now],
         )
@@ -154,7 +161,8 @@ class Store:
         return bool(
             await tx.execute(
                 "INSERT INTO camera AS c (camera_id, agency_id, link_id, replica_id, linked_at) VALUES (%s, %s, %s, %s, %s)"
-                " ON CONFLICT (camera_id) DO UPDATE SET link_id = excluded.link_id, replica_id = excluded.replica_id, linked_at = excluded.linked_at"
+                " ON CONFLICT (camera_id) DO UPDATE"
+                " SET link_id = excluded.link_id, replica_id = excluded.replica_id, linked_at = excluded.linked_at"
                 " WHERE c.agency_id = excluded.agency_id",
                 [camera_id, agency_id, link_id, replica_id, now],
             )
@@ -172,7 +180,8 @@ class Store:
     async def alive(self, tx: Transaction, replica_id: str) -> None:
         """This replica lives, and so do its links."""
         await tx.execute(
-            "INSERT INTO replica (replica_id, seen_at) VALUES (%s, now()) ON CONFLICT (replica_id) DO UPDATE SET seen_at = now()", [replica_id]
+            "INSERT INTO replica (replica_id, seen_at) VALUES (%s, now()) ON CONFLICT (replica_id) DO UPDATE SET seen_at = now()",
+            [replica_id],
         )
 
     async def keep_report(self, tx: Transaction, camera_id: str, report: Report, now: datetime) -> None:

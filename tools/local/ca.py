@@ -3,12 +3,11 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from chassis.settings import LAPTOP_ORGANISATION, RpcSettings
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-from chassis.settings import LAPTOP_ORGANISATION, RpcSettings
 
 TRUST_DOMAIN = "laptop.sightline"
 _LIFE = timedelta(days=30)
@@ -85,6 +84,4 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     path.touch(mode=0o600)
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))

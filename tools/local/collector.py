@@ -55,7 +55,7 @@ def main() -> None:
 
     async def start(_: web.Application) -> None:
         server = grpc.aio.server()
-        pb_grpc.add_TraceServiceServicer_to_server(collector, server)
+        pb_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
         server.add_insecure_port(f"127.0.0.1:{arguments.otlp_port}")
         await server.start()
         servers.append(server)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tools.local.process import free_ports
 
 _COMPOSE = Path(__file__).resolve().parents[2] / "docker-compose.yml"
-_PASSWORD = "laptop"
+_PASSWORD = "laptop"  # noqa: S105 (of a throw-away container on loopback)
 
 
 def engine_answers() -> bool:
@@ -43,4 +43,11 @@ def stop(data: Path) -> None:
 
 
 def _compose(data: Path) -> list[str]:
-    return ["docker", "compose", "--file", str(_COMPOSE), "--project-name", f"sightline-{sha256(str(data.resolve()).encode()).hexdigest()[:8]}"]
+    return [
+        "docker",
+        "compose",
+        "--file",
+        str(_COMPOSE),
+        "--project-name",
+        f"sightline-{sha256(str(data.resolve()).encode()).hexdigest()[:8]}",
+    ]

@@ -48,7 +48,12 @@ class Process:
 
 
 def start(
-    name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, user: str | None = None, cwd: Path | None = None
+    name: str,
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    user: str | None = None,
+    cwd: Path | None = None,
 ) -> Process:
     """Start in a session of its own, so that a Ctrl-C in the terminal does not reach it; its output goes to the log."""
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -8,19 +8,21 @@ import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psycopg
+from chassis.db import migrate
+from chassis.settings import KafkaSettings
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from chassis.db import migrate
-from chassis.settings import KafkaSettings
+from tools.local import containers
 from tools.local.ca import LaptopCa
 from tools.local.packages import Kafka, Postgres
 from tools.local.process import Process, free_ports, reap, start, stop
@@ -80,8 +82,11 @@ class Stack:
         return bool(self.processes) and all(process.alive() for process in self.processes)
 
 
-def up(data: Path, progress: Progress, *, lanes: tuple[str, ...] = ("a",)) -> Stack:
-    """Bring the stack up and return it; one that runs already is returned as it is."""
+def up(data: Path, progress: Progress, *, lanes: tuple[str, ...] = ("a",), extra: Mapping[str, Mapping[str, str]] | None = None) -> Stack:
+    """Bring the stack up and return it; one that runs already is returned as it is.
+
+    `extra` are more settings by service, for tests that need shorter periods.
+    """
     if (there := Stack.load(data)) and there.running:
         return there
     if there:
@@ -95,7 +100,7 @@ def up(data: Path, progress: Progress, *, lanes: tuple[str, ...] = ("a",)) -> St
         create_topics(KafkaSettings(bootstrap=stack.kafka, security="PLAINTEXT"), 1)
         for name in WITH_TABLES:
             _migrate(stack, name)
-        _start_services(stack, lanes)
+        _start_services(stack, lanes, extra or {})
         _wait_ready(stack, progress)
     except BaseException:
         stop_processes(stack)
@@ -123,19 +128,15 @@ def stop_processes(stack: Stack) -> None:
     for process in reversed([p for p in stack.processes if p.name not in stack.health]):
         stop([process], Postgres.stop_signal if process.name == "postgres" else signal.SIGTERM)
     if stack.backing == "containers":
-        from tools.local import containers
-
         containers.stop(stack.data)
 
 
 def _start_backing(stack: Stack, progress: Progress) -> None:
     """A given Kafka and PostgreSQL win; else a container engine; else packages."""
     given = os.environ.get("SIGHTLINE_KAFKA_BOOTSTRAP"), os.environ.get("SIGHTLINE_DATABASE_URL")
-    if all(given):
-        stack.kafka, stack.database, stack.backing = str(given[0]), str(given[1]), "given"
+    if given[0] and given[1]:
+        stack.kafka, stack.database, stack.backing = given[0], given[1], "given"
         return
-    from tools.local import containers
-
     if containers.engine_answers():
         progress("starting Kafka and PostgreSQL as containers")
         if found := containers.start(stack.data):
@@ -176,21 +177,21 @@ def _migrate(stack: Stack, name: str) -> None:
     migrate(stack.database, name, ROOT / "services" / name / "migrations")
 
 
-def _start_services(stack: Stack, lanes: tuple[str, ...]) -> None:
+def _start_services(stack: Stack, lanes: tuple[str, ...], extra: Mapping[str, Mapping[str, str]]) -> None:
     ports = iter(free_ports(2 * len(WITH_TABLES) + len(lanes)))
     stack.targets = {name: f"127.0.0.1:{next(ports)}" for name in WITH_TABLES}
     for name in WITH_TABLES:
         stack.health[name] = f"127.0.0.1:{next(ports)}"
-        _python(stack, name, [f"services.{name}"], service_environment(stack, name))
+        _python(stack, name, [f"services.{name}"], service_environment(stack, name) | dict(extra.get(name, {})))
     for lane in lanes:
         name = f"joiner-{lane}"
         stack.health[name] = f"127.0.0.1:{next(ports)}"
-        extra = {
+        own = {
             "SIGHTLINE_HEALTH_LISTEN": stack.health[name],
             "SIGHTLINE_LANE": lane,
             "SIGHTLINE_DATA_DIR": str(stack.data / "joiner"),
         }
-        _python(stack, name, ["services.joiner"], _common(stack) | extra)
+        _python(stack, name, ["services.joiner"], _common(stack) | own | dict(extra.get("joiner", {})))
 
 
 def _common(stack: Stack) -> dict[str, str]:
@@ -206,7 +207,7 @@ def _common(stack: Stack) -> dict[str, str]:
 def service_environment(stack: Stack, name: str) -> dict[str, str]:
     """The settings that a service of this stack runs with."""
     certificate, key = stack.ca.issue("platform", "service", name)
-    database = conninfo_to_dict(stack.database) | {"user": name}
+    database: dict[str, Any] = conninfo_to_dict(stack.database) | {"user": name}
     database.pop("password", None)
     peers = {"emergency": {"SIGHTLINE_REGISTRY_TARGET": "registry"}, "streams": {"SIGHTLINE_EMERGENCY_TARGET": "emergency"}}
     return _common(stack) | {

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import grpc
-
 from chassis import telemetry
 from chassis.rpc import connect
 from chassis.settings import RpcSettings

@@ -6,9 +6,9 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import grpc
-
 from chassis import telemetry
 from chassis.rpc import connect, with_trace
 from chassis.settings import RpcSettings
@@ -16,6 +16,9 @@ from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.emergency.v1 import emergency_service_pb2 as pb
 from sightline.emergency.v1.emergency_pb2 import ALARM_STATUS_ACTUAL, AlarmStatus
 from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceStub
+
+if TYPE_CHECKING:  # exists for the type checker only
+    from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceAsyncStub
 
 _ATTEMPT_S, _PAUSE_S = 1.5, 0.1
 # What is worth repeating; anything else is an answer.
@@ -36,7 +39,7 @@ class Gateway:
     _channel: grpc.aio.Channel | None = None
 
     @property
-    def stub(self) -> EmergencyServiceStub:
+    def stub(self) -> "EmergencyServiceAsyncStub":
         """The emergency service, over one channel."""
         if self._channel is None:
             self._channel = connect(self.target, self.rpc)
@@ -47,7 +50,12 @@ class Gateway:
         return datetime.now(UTC) + self.clock_skew
 
     def press(
-        self, radio: RadioIdentity, *, counter: int | None = None, late: timedelta = timedelta(0), status: AlarmStatus.ValueType = ALARM_STATUS_ACTUAL
+        self,
+        radio: RadioIdentity,
+        *,
+        counter: int | None = None,
+        late: timedelta = timedelta(0),
+        status: AlarmStatus.ValueType = ALARM_STATUS_ACTUAL,
     ) -> pb.RaiseAlarmRequest:
         """The request of a new press, or of the given one; `late` is how long the alarm lay at the gateway."""
         count = next(self._counters.setdefault(radio.unit_id, itertools.count(1))) if counter is None else counter

@@ -1,7 +1,6 @@
 """Emergencies, presses, waiting cancels and what the activations came to."""
 
 from alembic import op
-
 from chassis.db import BASE_TABLES
 
 revision = "emergency_0001"

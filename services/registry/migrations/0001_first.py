@@ -1,7 +1,6 @@
 """Agencies, officers, radios, cameras and dated holds."""
 
 from alembic import op
-
 from chassis.db import BASE_TABLES
 
 revision = "registry_0001"

@@ -1,7 +1,6 @@
 """Decisions, activations and camera links."""
 
 from alembic import op
-
 from chassis.db import BASE_TABLES
 
 revision = "streams_0001"

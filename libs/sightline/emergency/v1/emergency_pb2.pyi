@@ -211,6 +211,7 @@ class Subject(_message.Message):
     HELD_TO_FIELD_NUMBER: _builtins.int
     HOME_AGENCY_ID_FIELD_NUMBER: _builtins.int
     CAMERA_IDS_FIELD_NUMBER: _builtins.int
+    FILLED_AT_FIELD_NUMBER: _builtins.int
     state: Global___SubjectState.ValueType
     """How well it is known."""
     officer_id: _builtins.str
@@ -233,6 +234,10 @@ class Subject(_message.Message):
     def camera_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Cameras to start; only of a bound subject."""
 
+    @_builtins.property
+    def filled_at(self) -> _timestamp_pb2.Timestamp:
+        """When the registry's answer came, if that was after the acceptance; until then the subject was unpinned."""
+
     def __init__(
         self,
         *,
@@ -244,10 +249,11 @@ class Subject(_message.Message):
         held_to: _timestamp_pb2.Timestamp | None = ...,
         home_agency_id: _builtins.str = ...,
         camera_ids: _abc.Iterable[_builtins.str] | None = ...,
+        filled_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["held_from", b"held_from", "held_to", b"held_to"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filled_at", b"filled_at", "held_from", b"held_from", "held_to", b"held_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_ids", b"camera_ids", "duty_version", b"duty_version", "held_from", b"held_from", "held_to", b"held_to", "home_agency_id", b"home_agency_id", "officer_id", b"officer_id", "state", b"state", "unit_id", b"unit_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_ids", b"camera_ids", "duty_version", b"duty_version", "filled_at", b"filled_at", "held_from", b"held_from", "held_to", b"held_to", "home_agency_id", b"home_agency_id", "officer_id", b"officer_id", "state", b"state", "unit_id", b"unit_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
