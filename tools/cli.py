@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tools.local import stack as local
+from tools.local.process import StartError
 from tools.local.stack import Stack, StackError
 
 app = typer.Typer(
@@ -186,7 +187,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
     try:
         app()
-    except StackError as error:
+    except StartError as error:
         err.print(f"[red]{error}[/red]", highlight=False)
         sys.exit(1)
     finally:

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.registry.v1 import registry_service_pb2 as pb
@@ -52,9 +53,11 @@ async def register(desk: Desk, agency_id: str, members: list[Member]) -> None:
     await asyncio.gather(*map(one, members))
 
 
-async def check_out(desk: Desk, each: Member) -> None:
-    """Start a member's shift."""
+async def check_out(desk: Desk, each: Member, ago: timedelta | None = None) -> None:
+    """Start a member's shift, now or some time ago."""
     request = pb.CheckOutRequest(officer_id=each.officer_id, radios=[each.radio], camera_ids=each.camera_ids, unit_id=each.unit_id)
+    if ago:
+        getattr(request, "from").FromDatetime(datetime.now(UTC) - ago)
     await desk.call(desk.registry.CheckOut, request)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -86,10 +87,10 @@ class World:
         camera = self.cameras[camera_id] = Camera(camera_id, rpc, self.stack.targets["streams"])
         return camera
 
-    async def begin_shift(self, member: Member) -> None:
+    async def begin_shift(self, member: Member, ago: timedelta | None = None) -> None:
         """Check a member out; what an earlier run left behind is ended first."""
         await self.end_shift(member)
-        await check_out(self.admin, member)
+        await check_out(self.admin, member, ago)
         self._on_shift.append(member)
 
     async def end_shift(self, member: Member) -> None:

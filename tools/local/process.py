@@ -6,13 +6,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 _GRACE_S = 12.0
+
+
+class StartError(Exception):
+    """Something did not start; the text says what its log says."""
 
 
 @dataclass(frozen=True)
@@ -101,3 +105,20 @@ def free_ports(count: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
+
+
+def wait_for(what: str, attempt: Callable[[], object], within_s: float = 90.0, watched: Sequence[Process] = ()) -> None:
+    """Repeat until it works; a watched process that has died, or too long a time, is an error that shows its log."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            attempt()
+            return
+        except Exception as error:
+            reap()
+            if dead := next((p for p in watched if not p.alive()), None):
+                raise StartError(f"{dead.name} ended; its log {dead.log} says:\n{dead.tail()}") from error
+            if time.monotonic() > deadline:
+                log = next((p.tail() for p in watched if p.name == what), "")
+                raise StartError(f"{what} was not ready after {within_s:.0f} s: {error}\n{log}") from error
+        time.sleep(0.05)

@@ -6,7 +6,6 @@ import secrets
 import shutil
 import signal
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,17 +24,16 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tools.local import containers
 from tools.local.ca import LaptopCa
 from tools.local.packages import Kafka, Postgres
-from tools.local.process import Process, free_ports, reap, start, stop
+from tools.local.process import Process, StartError, free_ports, start, stop, wait_for
 from tools.topics import create_topics
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_DATA = ROOT / ".local"
 WITH_TABLES = ("registry", "emergency", "streams")
-_READY_WITHIN_S = 90.0
 Progress = Callable[[str], None]
 
 
-class StackError(Exception):
+class StackError(StartError):
     """The stack cannot do what was asked; the text says what to do."""
 
 
@@ -150,7 +148,7 @@ def _start_backing(stack: Stack, progress: Progress) -> None:
             stack.processes.append(process)
     stack.kafka, stack.database, stack.backing = kafka.bootstrap, postgres.admin_url, "packages"
     for name, ready in (("postgres", postgres.ready), ("kafka", kafka.ready)):
-        _until(name, ready, stack)
+        wait_for(name, ready, watched=stack.processes)
 
 
 def _start_desks(stack: Stack) -> None:
@@ -233,8 +231,8 @@ def _python(stack: Stack, name: str, module: list[str], environment: dict[str, s
 def _wait_ready(stack: Stack, progress: Progress) -> None:
     for name, address in stack.health.items():
         progress(f"waiting for {name}")
-        _until(name, lambda address=address: _serving(address), stack)  # type: ignore[misc]
-    _until("issuer", lambda: urllib.request.urlopen(f"{stack.issuer}/jwks.json", timeout=1).close(), stack)
+        wait_for(name, lambda address=address: _serving(address), watched=stack.processes)  # type: ignore[misc]
+    wait_for("issuer", lambda: urllib.request.urlopen(f"{stack.issuer}/jwks.json", timeout=1).close(), watched=stack.processes)
 
 
 def _serving(address: str) -> None:
@@ -243,20 +241,3 @@ def _serving(address: str) -> None:
         answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise ConnectionError("not serving yet")
-
-
-def _until(name: str, attempt: Callable[[], object], stack: Stack) -> None:
-    """Repeat until it works; a process that has died, or too long a time, is an error that shows the log."""
-    deadline = time.monotonic() + _READY_WITHIN_S
-    while True:
-        try:
-            attempt()
-            return
-        except Exception as error:
-            reap()
-            if dead := next((p for p in stack.processes if not p.alive()), None):
-                raise StackError(f"{dead.name} ended; its log {dead.log} says:\n{dead.tail()}") from error
-            if time.monotonic() > deadline:
-                log = next((p.tail() for p in stack.processes if p.name == name), "")
-                raise StackError(f"{name} was not ready after {_READY_WITHIN_S:.0f} s: {error}\n{log}") from error
-        time.sleep(0.05)

@@ -1,0 +1,3 @@
+"""All fixtures come from the test kit."""
+
+pytest_plugins = ["testkit.fixtures"]

@@ -1,0 +1,298 @@
+"""Stories of a pressed button, through gRPC and Kafka only: the demo's scenarios, and those that need more control."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import grpc
+import pytest
+from sightline.activation.v1.activation_pb2 import NoCameraReason
+from sightline.common.v1.radio_pb2 import Position
+from sightline.emergency.v1 import emergency_service_pb2 as pb
+from sightline.emergency.v1.emergency_pb2 import (
+    ALARM_STATUS_EXERCISE,
+    DISPOSITION_FALSE_ACTIVATION,
+    DISPOSITION_RESOLVED,
+    EMERGENCY_STATE_CLEARED,
+    SubjectState,
+)
+from sightline.registry.v1 import registry_service_pb2 as registry_pb
+
+from tools.roster import Member, member, radio
+from tools.scenarios import SCENARIOS, Scenario, reason_of
+from tools.world import World
+
+Someone = Callable[..., Member]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
+async def test_scenario(world: World, someone: Someone, scenario: Scenario) -> None:
+    """Each scenario of the demo ends as it says."""
+    officer = someone(scenario.cameras)
+    await world.enrol([officer])
+    if scenario.on_shift:
+        await world.begin_shift(officer)
+    if scenario.linked:
+        await world.link(officer)
+
+    outcome = await scenario.run(world, officer)
+
+    assert outcome.found == outcome.expected
+
+
+async def test_the_three_clocks_of_a_press_are_kept(world: World, someone: Someone) -> None:
+    officer = someone()
+    await world.enrol([officer])
+    await world.begin_shift(officer, ago=timedelta(minutes=5))
+    await world.link(officer)
+    gateway = world.new_gateway("gw-skewed")
+    gateway.clock_skew = timedelta(hours=3)
+    press = gateway.press(officer.radio, late=timedelta(seconds=10))
+    press.source_time.FromDatetime(datetime.now(UTC) - timedelta(days=400))
+    press.position.CopyFrom(Position(latitude=25.77, longitude=-80.19))
+    before = datetime.now(UTC)
+
+    pressed = await gateway.send(press)
+
+    emergency = (await world.get(pressed.emergency_id)).emergency
+    clocks = emergency.clocks
+    pressed_at = clocks.press_time.ToDatetime(UTC)
+    # A gateway's wrong clock moves nothing: only how long the alarm lay there counts.
+    assert before - timedelta(seconds=11) < pressed_at < datetime.now(UTC) - timedelta(seconds=9)
+    assert clocks.clock_suspect
+    assert clocks.gateway_skew.ToTimedelta() > timedelta(hours=2, minutes=59)
+    assert clocks.source_time.ToDatetime(UTC) < before - timedelta(days=399)
+    assert not emergency.stale_on_arrival
+    assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "RECORDING"}
+
+
+async def test_a_shift_change_at_the_press_starts_the_camera_of_who_held_the_radio_then(world: World, someone: Someone) -> None:
+    """The press happened a moment before the change of shift, and is handled after it."""
+    early, late = someone(), someone()
+    late = Member(late.officer_id, early.radio, late.camera_ids, late.unit_id)
+    await world.enrol([early])
+    await world.begin_shift(early, ago=timedelta(minutes=5))
+    await world.link(early)
+    # The time that the request takes counts as later, so the press lies more than that before the change.
+    press = world.gateway.press(early.radio, late=timedelta(seconds=2))
+    await world.end_shift(early)
+    await world.duty(late)
+
+    pressed = await world.gateway.send(press)
+
+    emergency = (await world.get(pressed.emergency_id)).emergency
+    assert emergency.subject.officer_id == early.officer_id
+    assert await world.states(pressed.emergency_id) == {early.camera_ids[0]: "RECORDING"}
+    assert not world.cameras[late.camera_ids[0]].starts
+
+
+async def test_a_camera_paired_just_before_the_press_is_the_one_that_starts(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    await world.end_shift(officer)
+    other = member("story-spare", officer.radio.unit_id)
+    repaired = Member(officer.officer_id, officer.radio, other.camera_ids, officer.unit_id)
+    await world.enrol([Member(other.officer_id, radio(officer.radio.unit_id + 7000), other.camera_ids)])
+    await world.begin_shift(repaired)
+    await world.link(repaired)
+
+    pressed = await world.press(officer.radio)
+
+    assert await world.states(pressed.emergency_id) == {repaired.camera_ids[0]: "RECORDING"}
+    assert not world.cameras[officer.camera_ids[0]].starts
+
+
+async def test_a_cancel_before_its_alarm_is_a_fact_and_the_camera_starts(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    press = world.gateway.press(officer.radio)
+
+    early = await world.gateway.cancel(press)
+    pressed = await world.gateway.send(press)
+
+    assert early.emergency_id == ""
+    emergency = (await world.get(pressed.emergency_id)).emergency
+    assert emergency.HasField("cancel_requested")
+    assert emergency.cancel_requested.actor.id == "gateway/gw-1"
+    assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "RECORDING"}
+
+
+async def test_a_press_after_a_cancel_withdraws_the_cancel(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    press = world.gateway.press(officer.radio)
+    pressed = await world.gateway.send(press)
+    await world.gateway.cancel(press)
+
+    again = await world.press(officer.radio)
+
+    emergency = (await world.get(pressed.emergency_id)).emergency
+    assert again.emergency_id == pressed.emergency_id
+    assert again.outcome == pb.PRESS_OUTCOME_FOLDED
+    assert not emergency.HasField("cancel_requested")
+
+
+async def test_an_operator_binds_the_subject_of_an_unknown_radio(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    stranger = radio(officer.radio.unit_id + 9000)
+    pressed = await world.press(stranger)
+    results = await world.outcome(pressed.emergency_id)
+    assert [r.no_camera_reason for r in results.values()] == [NoCameraReason.NO_CAMERA_REASON_RADIO_UNKNOWN]
+
+    desk = world.supervisor
+    request = pb.BindSubjectRequest(emergency_id=pressed.emergency_id, officer_id=officer.officer_id, note="voice recognised")
+    bound = await desk.call(desk.emergency.BindSubject, request)
+
+    assert bound.emergency.epoch == 2
+    assert bound.emergency.subject.state == SubjectState.SUBJECT_STATE_BOUND
+    assert await world.states(pressed.emergency_id, epoch=2) == {officer.camera_ids[0]: "RECORDING"}
+
+
+async def test_acknowledged_and_cleared_are_facts_of_their_own(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    pressed = await world.press(officer.radio)
+    await world.states(pressed.emergency_id)
+    desk = world.supervisor
+
+    await desk.call(desk.emergency.Acknowledge, pb.AcknowledgeRequest(emergency_id=pressed.emergency_id, note="mine"))
+    await world.clear(pressed.emergency_id, DISPOSITION_RESOLVED)
+
+    emergency = (await world.get(pressed.emergency_id)).emergency
+    assert emergency.state == EMERGENCY_STATE_CLEARED
+    assert (emergency.acknowledged.actor.id, emergency.acknowledged.note) == ("supervisor", "mine")
+    assert emergency.cleared.actor.id == "supervisor"
+    # Clearing ends the emergency, never the recording.
+    assert world.cameras[officer.camera_ids[0]].recording
+    with pytest.raises(grpc.aio.AioRpcError) as conflict:
+        await world.clear(pressed.emergency_id, DISPOSITION_FALSE_ACTIVATION)
+    assert conflict.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert reason_of(conflict.value) == "EMERGENCY_CLEARED"
+
+
+async def test_two_supervisors_clear_at_once_and_one_is_told(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    pressed = await world.press(officer.radio)
+    stale = pb.ClearRequest(emergency_id=pressed.emergency_id, disposition=DISPOSITION_RESOLVED, expected_version=99)
+    with pytest.raises(grpc.aio.AioRpcError) as conflict:
+        await world.supervisor.call(world.supervisor.emergency.Clear, stale)
+    assert conflict.value.code() == grpc.StatusCode.ABORTED
+    assert reason_of(conflict.value) == "VERSION_CONFLICT"
+
+
+async def test_a_press_after_the_clear_is_a_new_related_emergency_but_a_late_repeat_is_not(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    press = world.gateway.press(officer.radio)
+    first = await world.gateway.send(press)
+    await world.states(first.emergency_id)
+    await world.clear(first.emergency_id)
+
+    repeat = await world.gateway.send(press)
+    second = await world.press(officer.radio)
+
+    assert repeat.emergency_id == first.emergency_id
+    assert second.emergency_id != first.emergency_id
+    assert (await world.get(second.emergency_id)).emergency.related_to == first.emergency_id
+    assert await world.states(second.emergency_id) == {officer.camera_ids[0]: "ALREADY_RECORDING"}
+
+
+async def test_an_emergency_cleared_before_the_camera_came_back_withdraws_the_order(world: World, someone: Someone) -> None:
+    officer = someone()
+    await world.enrol([officer])
+    await world.begin_shift(officer)
+    pressed = await world.press(officer.radio)
+    await world.states(pressed.emergency_id)
+    await world.clear(pressed.emergency_id)
+    assert await world.states(pressed.emergency_id, without=("REQUESTED", "UNREACHABLE")) == {officer.camera_ids[0]: "WITHDRAWN"}
+
+    await world.link(officer)
+
+    camera = world.cameras[officer.camera_ids[0]]
+    assert camera.orders is not None
+    assert not camera.orders.record_for
+    assert not camera.starts
+
+
+async def test_a_real_alarm_takes_the_place_of_the_same_officers_drill(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    drill = await world.gateway.send(world.gateway.press(officer.radio, status=ALARM_STATUS_EXERCISE))
+    real = await world.press(officer.radio)
+    assert real.emergency_id != drill.emergency_id
+    assert (await world.get(drill.emergency_id)).emergency.state == EMERGENCY_STATE_CLEARED
+    assert real.outcome == pb.PRESS_OUTCOME_OPENED
+
+
+async def test_watchers_see_the_snapshot_and_then_every_change(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    before = await world.press(officer.radio)
+    other = await world.duty(someone())
+    desk = world.supervisor
+    watch = desk.emergency.WatchEmergencies(pb.WatchEmergenciesRequest(), metadata=desk.metadata(), timeout=60)
+    snapshot = []
+    async for change in watch:
+        if change.snapshot_complete:
+            break
+        snapshot.append(change.emergency.emergency_id)
+    assert before.emergency_id in snapshot
+
+    after = await world.press(other.radio)
+
+    async for change in watch:
+        if change.emergency.emergency_id == after.emergency_id and change.activations:
+            break
+    assert change.emergency.subject.officer_id == other.officer_id
+    watch.cancel()
+
+
+async def test_emergencies_are_listed_in_pages_newest_first(world: World, someone: Someone) -> None:
+    officers = [someone() for _ in range(3)]
+    await world.enrol(officers)
+    ids = [(await world.press(officer.radio)).emergency_id for officer in officers]
+    desk = world.supervisor
+    listed: list[str] = []
+    token = ""
+    while not set(ids) <= set(listed):
+        page = await desk.call(desk.emergency.ListEmergencies, pb.ListEmergenciesRequest(page_size=2, page_token=token))
+        listed += [e.emergency_id for e in page.emergencies]
+        token = page.next_page_token
+        assert token
+    assert listed == sorted(listed, reverse=True)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await desk.call(desk.registry.ListOfficers, registry_pb.ListOfficersRequest(page_token=token))
+    assert reason_of(refused.value) == "PAGE_TOKEN_INVALID"
+
+
+async def test_a_camera_that_repeats_its_reports_and_reboots_starts_once(world: World, someone: Someone) -> None:
+    officer = someone()
+    await world.enrol([officer])
+    camera = world.cameras[officer.camera_ids[0]]
+    camera.faults.duplicate_reports = True
+    await world.begin_shift(officer)
+    await world.link(officer)
+    pressed = await world.press(officer.radio)
+    await world.states(pressed.emergency_id)
+
+    await camera.power_off()
+    await world.power_on(camera)
+
+    assert camera.orders is not None
+    assert [order.emergency_id for order in camera.orders.record_for] == [pressed.emergency_id]
+    assert len(camera.starts) == 1
+
+
+async def test_a_slow_camera_is_timed_out_and_its_late_word_counts(world: World, someone: Someone) -> None:
+    officer = someone()
+    await world.enrol([officer])
+    world.cameras[officer.camera_ids[0]].faults.slow_s = 7
+    await world.begin_shift(officer)
+    await world.link(officer)
+    pressed = await world.press(officer.radio)
+    assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "TIMED_OUT"}
+    assert await world.states(pressed.emergency_id, without=("REQUESTED", "TIMED_OUT")) == {officer.camera_ids[0]: "RECORDING"}
+
+
+async def test_the_newest_link_of_a_camera_wins(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    older = world.cameras[officer.camera_ids[0]]
+    await older.power_off()
+    newer = world.new_camera(older.camera_id)
+    await world.power_on(newer)
+    pressed = await world.press(officer.radio)
+    assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "RECORDING"}
+    assert len(newer.starts) == 1
+    assert not older.starts

@@ -1,0 +1,261 @@
+"""Whatever is broken, oversized, unknown or not allowed gets a google.rpc.Status with a documented reason, and changes nothing."""
+
+import base64
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import jwt
+import pytest
+from chassis.rpc import connect
+from chassis.settings import RpcSettings
+from cryptography.hazmat.primitives.asymmetric import ec
+from sightline.common.v1.radio_pb2 import RadioIdentity
+from sightline.emergency.v1 import emergency_service_pb2 as pb
+from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceStub
+from sightline.registry.v1 import registry_service_pb2 as registry_pb
+from sightline.streams.v1 import camera_link_service_pb2 as link_pb
+from sightline.streams.v1.camera_link_service_pb2_grpc import CameraLinkServiceStub
+
+from tools.desk import Desk
+from tools.local.ca import LaptopCa
+from tools.local.issuer import TokenMaker
+from tools.local.stack import Stack, service_environment
+from tools.roster import AGENCY, Member
+from tools.scenarios import reason_of
+from tools.world import World
+
+Someone = Callable[..., Member]
+RAISE = "/sightline.emergency.v1.EmergencyService/RaiseAlarm"
+
+
+async def _refused(call: Any) -> tuple[str, str]:
+    """Code and reason of a call that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    return error.value.code().name, reason_of(error.value)
+
+
+async def _raw(world: World, data: bytes) -> Any:
+    """RaiseAlarm with these very bytes."""
+    channel = connect(world.stack.targets["emergency"], world.stack.ca.rpc(AGENCY, "gateway", "gw-raw"))
+    async with channel:
+        await channel.unary_unary(RAISE)(data, timeout=5)
+
+
+async def _count(world: World) -> int:
+    """How many emergencies there are."""
+    total, token = 0, ""
+    while True:
+        request = pb.ListEmergenciesRequest(page_size=500, page_token=token)
+        page = await world.supervisor.call(world.supervisor.emergency.ListEmergencies, request)
+        total += len(page.emergencies)
+        token = page.next_page_token
+        if not token:
+            return total
+
+
+async def test_broken_requests_get_a_reason_and_change_nothing(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    good = world.gateway.press(officer.radio)
+    good.sent_at.CopyFrom(good.received_at)
+
+    def broken(**changes: Any) -> bytes:
+        request = pb.RaiseAlarmRequest.FromString(good.SerializeToString())
+        for name, value in changes.items():
+            request.ClearField(name)  # type: ignore[arg-type]
+            if value is not None:
+                setattr(request, name, value)
+        return request.SerializeToString()
+
+    no_radio, many = broken(radio=None), "x" * 100_000
+    wrong_unit = pb.RaiseAlarmRequest.FromString(good.SerializeToString())
+    wrong_unit.radio.unit_id = 2**24
+    cases = {
+        "malformed": (b"\xff\xff\xff\x01 not protobuf", "INVALID_ARGUMENT", "MALFORMED_REQUEST"),
+        "truncated": (good.SerializeToString()[:-3], "INVALID_ARGUMENT", "MALFORMED_REQUEST"),
+        "oversized": (broken(radio_alias=many), "RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE"),
+        "no radio": (no_radio, "INVALID_ARGUMENT", "INVALID_FIELD"),
+        "unknown enum": (broken(status=77), "INVALID_ARGUMENT", "INVALID_FIELD"),
+        "no request id": (broken(request_id="abc"), "INVALID_ARGUMENT", "INVALID_FIELD"),
+        "unit id of 25 bits": (wrong_unit.SerializeToString(), "INVALID_ARGUMENT", "INVALID_FIELD"),
+        "no clock": (broken(received_at=None), "INVALID_ARGUMENT", "INVALID_FIELD"),
+    }
+    before = await _count(world)
+    for name, (data, code, reason) in cases.items():
+        assert (name, *await _refused(_raw(world, data))) == (name, code, reason)
+    assert await _count(world) == before
+
+
+async def test_a_call_without_a_deadline_is_refused(world: World) -> None:
+    channel = connect(world.stack.targets["emergency"], world.stack.ca.rpc(AGENCY, "gateway", "gw-raw"))
+    async with channel:
+        press = world.gateway.press(RadioIdentity(wacn=1, system_id=1, unit_id=1))
+        press.sent_at.CopyFrom(press.received_at)
+        assert await _refused(EmergencyServiceStub(channel).RaiseAlarm(press)) == ("INVALID_ARGUMENT", "DEADLINE_REQUIRED")
+
+
+async def test_a_gateway_of_an_unregistered_agency_is_refused(world: World) -> None:
+    stranger = world.new_gateway("gw-x", "nowhere-pd")
+    press = stranger.press(RadioIdentity(wacn=1, system_id=1, unit_id=77))
+    assert await _refused(stranger.send(press)) == ("PERMISSION_DENIED", "AGENCY_UNKNOWN")
+
+
+async def test_things_of_an_unknown_agency_are_not_registered(world: World) -> None:
+    officer = registry_pb.Officer(officer_id="x-1", agency_id="nowhere-pd", display_name="X")
+    call = world.admin.call(world.admin.registry.CreateOfficer, registry_pb.CreateOfficerRequest(officer=officer))
+    assert await _refused(call) == ("NOT_FOUND", "AGENCY_UNKNOWN")
+
+
+async def test_a_held_radio_cannot_be_checked_out_again(world: World, someone: Someone) -> None:
+    officer, other = await world.duty(someone()), someone()
+    await world.enrol([other])
+    thief = registry_pb.CheckOutRequest(officer_id=other.officer_id, radios=[officer.radio])
+    assert await _refused(world.admin.call(world.admin.registry.CheckOut, thief)) == ("FAILED_PRECONDITION", "DEVICE_HELD")
+
+
+@pytest.mark.parametrize("kind", ["camera", "cli", "service", "gatewayx"])
+async def test_a_certificate_of_the_wrong_kind_cannot_press(world: World, kind: str) -> None:
+    async with connect(world.stack.targets["emergency"], world.stack.ca.rpc(AGENCY, kind, "wrong")) as channel:
+        press = world.gateway.press(RadioIdentity(wacn=1, system_id=1, unit_id=78))
+        press.sent_at.CopyFrom(press.received_at)
+        code, reason = await _refused(EmergencyServiceStub(channel).RaiseAlarm(press, timeout=5))
+        assert code in ("PERMISSION_DENIED", "UNAUTHENTICATED")
+        assert reason in ("CALLER_NOT_ALLOWED", "TOKEN_INVALID")
+
+
+async def test_bad_certificates_do_not_get_in(world: World, tmp_path: Path) -> None:
+    ours = world.stack.ca
+    foreign = LaptopCa(tmp_path / "foreign")
+    press = world.gateway.press(RadioIdentity(wacn=1, system_id=1, unit_id=79))
+    press.sent_at.CopyFrom(press.received_at)
+
+    async def attempt(files: tuple[Path, Path]) -> tuple[str, str]:
+        settings = RpcSettings(cert_file=files[0], key_file=files[1], ca_file=ours.certificate)
+        async with connect(world.stack.targets["emergency"], settings) as channel:
+            return await _refused(EmergencyServiceStub(channel).RaiseAlarm(press, timeout=5))
+
+    assert (await attempt(foreign.issue(AGENCY, "gateway", "forged")))[0] == "UNAVAILABLE"
+    assert (await attempt(ours.issue(AGENCY, "gateway", "expired", expired=True)))[0] == "UNAVAILABLE"
+    other_domain = ours.issue(AGENCY, "gateway", "gw-1", trust_domain="evil.example")
+    assert await attempt(other_domain) == ("UNAUTHENTICATED", "CERTIFICATE_INVALID")
+
+
+async def test_without_a_certificate_there_is_no_connection(world: World) -> None:
+    credentials = grpc.ssl_channel_credentials(world.stack.ca.certificate.read_bytes())
+    options = [("grpc.ssl_target_name_override", "sightline")]
+    async with grpc.aio.secure_channel(world.stack.targets["emergency"], credentials, options=options) as channel:
+        assert (await _refused(channel.unary_unary(RAISE)(b"", timeout=5)))[0] == "UNAVAILABLE"
+
+
+def _tokens(stack: Stack, tmp_path: Path) -> dict[str, tuple[str, str]]:
+    """Bad tokens by name, each with the reason that it must get."""
+    maker = TokenMaker(stack.issuer, stack.data / "secrets" / "issuer.key")
+    thief = TokenMaker(stack.issuer, tmp_path / "thief.key")
+    claims, now = maker.claims("supervisor"), int(time.time())
+    kid = {"kid": "laptop-1"}
+
+    def signed(changes: dict[str, Any], headers: dict[str, str] = kid) -> str:
+        return jwt.encode({k: v for k, v in (claims | changes).items() if v is not None}, maker.pem, "ES256", headers)
+
+    def unsigned() -> str:
+        parts = ({"alg": "none", "kid": "laptop-1"}, claims | {"iat": now, "exp": now + 60})
+        return ".".join(base64.urlsafe_b64encode(json.dumps(p).encode()).decode().rstrip("=") for p in parts) + "."
+
+    public = ec.generate_private_key(ec.SECP256R1())
+    return {
+        "none": ("", "TOKEN_INVALID"),
+        "garbage": ("not.a.token", "TOKEN_INVALID"),
+        "unsigned": (unsigned(), "TOKEN_INVALID"),
+        "shared secret": (jwt.encode(claims, "public key as a secret, long enough", "HS256", kid), "TOKEN_INVALID"),
+        "forged": (jwt.encode(claims, thief.pem, "ES256", kid), "TOKEN_INVALID"),
+        "unknown key": (jwt.encode(claims, public, "ES256", {"kid": "../../etc/passwd"}), "TOKEN_INVALID"),
+        "expired": (signed({"exp": now - 120}), "TOKEN_INVALID"),
+        "from the future": (signed({"nbf": now + 600}), "TOKEN_INVALID"),
+        "without expiry": (signed({"exp": None}), "TOKEN_INVALID"),
+        "other audience": (signed({"aud": "payroll"}), "TOKEN_INVALID"),
+        "other issuer": (signed({"iss": "https://evil.example"}), "TOKEN_INVALID"),
+        "roles of a wrong type": (signed({"sightline_roles": "supervisor"}), "TOKEN_INVALID"),
+        "huge": (signed({"pad": "x" * 20_000})[:7000] + "x" * 500, "TOKEN_INVALID"),
+        "no second factor": (signed({"amr": ["pwd"]}), "SECOND_FACTOR_REQUIRED"),
+        "officer": (signed({"sightline_roles": ["officer"]}), "CALLER_NOT_ALLOWED"),
+    }
+
+
+async def test_bad_tokens_are_refused(world: World, tmp_path: Path) -> None:
+    stub, found = world.supervisor.emergency, {}
+    request = pb.ListEmergenciesRequest()
+    tokens = _tokens(world.stack, tmp_path)
+    for name, (token, _) in tokens.items():
+        metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        found[name] = (await _refused(stub.ListEmergencies(request, timeout=5, metadata=metadata)))[1]
+    assert found == {name: reason for name, (_, reason) in tokens.items()}
+
+
+async def test_another_agency_sees_and_changes_nothing(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    pressed = await world.press(officer.radio)
+    async with Desk(world.stack, "partner") as partner:
+        get = pb.GetEmergencyRequest(emergency_id=pressed.emergency_id)
+        assert await _refused(partner.call(partner.emergency.GetEmergency, get)) == ("NOT_FOUND", "NOT_FOUND")
+        clear = pb.ClearRequest(emergency_id=pressed.emergency_id, disposition=1)  # type: ignore[arg-type]
+        assert await _refused(partner.call(partner.emergency.Clear, clear)) == ("NOT_FOUND", "NOT_FOUND")
+        assert not (await partner.call(partner.emergency.ListEmergencies, pb.ListEmergenciesRequest())).emergencies
+
+
+async def test_a_gateway_of_another_agency_starts_no_camera_of_ours(world: World, someone: Someone) -> None:
+    """Without an agreement a foreign gateway's word is not enough; the emergency is theirs, and visible to them."""
+    officer = await world.duty(someone())
+    await world.admin.call(
+        world.admin.registry.CreateAgency,
+        registry_pb.CreateAgencyRequest(agency=registry_pb.Agency(agency_id="partner-pd", display_name="Partner")),
+    )
+    foreign = world.new_gateway("gw-p", "partner-pd")
+    pressed = await foreign.send(foreign.press(officer.radio))
+    async with Desk(world.stack, "partner") as partner:
+        shown = await partner.call(partner.emergency.GetEmergency, pb.GetEmergencyRequest(emergency_id=pressed.emergency_id))
+    assert shown.emergency.subject.home_agency_id == AGENCY
+    assert not world.cameras[officer.camera_ids[0]].starts
+
+
+async def test_a_camera_of_another_agency_cannot_take_a_cameras_place(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    settings = world.stack.ca.rpc("partner-pd", "camera", officer.camera_ids[0])
+    async with connect(world.stack.targets["streams"], settings) as channel:
+
+        async def report() -> None:
+            call = CameraLinkServiceStub(channel).Connect(iter([link_pb.ConnectRequest(report=link_pb.CameraReport(boot_id=1))]))
+            async for _ in call:
+                pass
+
+        assert await _refused(report()) == ("PERMISSION_DENIED", "OTHER_AGENCY")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"SIGHTLINE_KAFKA_BOOTSTRAP": None}, "SIGHTLINE_KAFKA_BOOTSTRAP"),
+        ({"SIGHTLINE_KAFKA_BOOTSTRAP": "nonsense"}, "SIGHTLINE_KAFKA_BOOTSTRAP"),
+        ({"SIGHTLINE_RPC_CERT_FILE": "/nowhere.pem"}, "SIGHTLINE_RPC_CERT_FILE"),
+        ({"SIGHTLINE_DATABASE_URL": None}, "SIGHTLINE_DATABASE_URL"),
+        ({"SIGHTLINE_KAFKA_BOOTSTRP": "x"}, "SIGHTLINE_KAFKA_BOOTSTRP"),
+        ({"SIGHTLINE_PROFILE": "production"}, "laptop CA"),
+    ],
+)
+def test_a_service_with_a_wrong_setting_says_which_and_exits(stack: Stack, change: dict[str, str | None], says: str) -> None:
+    environment = service_environment(stack, "registry") | {"PYTHONPATH": "libs:."}
+    for name, value in change.items():
+        environment.pop(name, None)
+        if value is not None:
+            environment[name] = value
+    done = subprocess.run(
+        [sys.executable, "-m", "services.registry"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
