@@ -1,0 +1,109 @@
+"""The registry's SQL against a real PostgreSQL."""
+
+import asyncio
+import itertools
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from chassis.db import Database, Transaction
+from chassis.errors import AlreadyExists, Unavailable, WrongState
+
+from services.registry.model import Agency, Camera, Officer, Radio, RadioId, Span
+from services.registry.store import Store
+
+SCHEMA = "registry"
+NOW = datetime.now(UTC).replace(microsecond=0)
+_numbers = itertools.count(1)
+store = Store()
+
+
+async def _force(tx: Transaction) -> tuple[int, int, int, int]:
+    """Keys of two officers, a radio and a camera, all new."""
+    n = next(_numbers)
+    await store.add_agency(tx, Agency("pd", "PD"))
+    officers = []
+    for name in (f"a-{n}", f"b-{n}"):
+        await store.add_officer(tx, Officer(name, "pd", name))
+        found = await store.officer(tx, name)
+        assert found
+        officers.append(found[0])
+    radio = await store.add_radio(tx, Radio(RadioId(1, 2, n), "pd", ""))
+    await store.add_camera(tx, Camera(f"cam-{n}", "pd", ""))
+    camera = (await store.camera_keys(tx, [f"cam-{n}"]))[f"cam-{n}"][0]
+    assert radio
+    return officers[0], officers[1], radio, camera
+
+
+def span(start: int, end: int | None) -> Span:
+    return Span(NOW + timedelta(hours=start), None if end is None else NOW + timedelta(hours=end))
+
+
+@pytest.mark.parametrize("thing", ["radio", "camera"])
+async def test_the_database_refuses_two_holders_at_a_time(database: Database, thing: str) -> None:
+    async with database.transaction() as tx:
+        anna, bert, radio, camera = await _force(tx)
+        things = ([radio], []) if thing == "radio" else ([], [camera])
+        await store.hold(tx, anna, *things, "", span(0, 8))
+        await store.hold(tx, bert, *things, "", span(8, None))  # half-open: the next begins where the last ends
+    with pytest.raises(WrongState) as refused:
+        async with database.transaction() as tx:
+            await store.hold(tx, bert, *things, "", span(7, 9))
+    assert refused.value.metadata == {"device": thing}
+
+
+async def test_only_one_of_many_concurrent_check_outs_gets_the_radio(database: Database) -> None:
+    async with database.transaction() as tx:
+        anna, bert, radio, _ = await _force(tx)
+
+    async def attempt(officer: int) -> bool:
+        try:
+            async with database.transaction() as tx:
+                await store.hold(tx, officer, [radio], [], "", span(0, None))
+        except (WrongState, Unavailable):
+            return False
+        return True
+
+    won = await asyncio.gather(*(attempt(anna if n % 2 else bert) for n in range(8)))
+    assert sum(won) == 1
+
+
+async def test_a_change_raises_the_version_of_every_radio_that_it_touches(database: Database) -> None:
+    async with database.transaction() as tx:
+        anna, _, radio, camera = await _force(tx)
+        await store.hold(tx, anna, [radio], [], "", span(-1, None))
+        await store.touch(tx, anna, NOW - timedelta(minutes=30))
+        before = (await store.duties(tx, [radio], NOW))[0]
+        await store.hold(tx, anna, [], [camera], "unit-1", span(0, None))
+        assert await store.touch(tx, anna, NOW - timedelta(minutes=30)) == [radio]
+        after = (await store.duties(tx, [radio], NOW))[0]
+    assert after.version == before.version + 1
+    held = after.at(NOW)
+    assert held
+    assert (held.unit_id, len(held.camera_ids)) == ("unit-1", 1)
+
+
+async def test_release_ends_what_is_held_now_and_keeps_what_is_planned(database: Database) -> None:
+    async with database.transaction() as tx:
+        anna, _, radio, camera = await _force(tx)
+        await store.hold(tx, anna, [radio], [camera], "", span(-2, None))
+        radios, cameras = await store.release(tx, anna, NOW)
+        assert (radios, len(cameras)) == ([radio], 1)
+        duty = (await store.duties(tx, [radio], NOW - timedelta(hours=1)))[0]
+    assert duty.at(NOW - timedelta(seconds=1)) is not None
+    assert duty.at(NOW) is None
+
+
+async def test_the_same_again_is_harmless_and_another_is_refused(database: Database) -> None:
+    async with database.transaction() as tx:
+        await store.add_agency(tx, Agency("twice", "A"))
+        assert not await store.add_agency(tx, Agency("twice", "A"))
+    with pytest.raises(AlreadyExists):
+        async with database.transaction() as tx:
+            await store.add_agency(tx, Agency("twice", "B"))
+
+
+async def test_the_trickle_is_shared_and_comes_round(database: Database) -> None:
+    async with database.transaction() as tx:
+        radios = [(await _force(tx))[2] for _ in range(3)]
+        assert set(radios) <= set(await store.due(tx, datetime.now(UTC) + timedelta(minutes=1), 1000))
+        assert not set(radios) & set(await store.due(tx, datetime.now(UTC) - timedelta(minutes=1), 1000))

@@ -1,0 +1,241 @@
+"""What other systems see on Kafka: poison is set aside, audit is gap-free, one trace reaches from gateway to camera."""
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+
+import psutil
+import pytest
+import pytest_asyncio
+from chassis import telemetry
+from chassis.bus import Publisher, Received, Record, Topic, check_topics
+from chassis.errors import Misconfigured
+from chassis.reader import Reader
+from chassis.settings import KafkaSettings
+from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, AUDIT_RECORD, EMERGENCY_EVENT, REGISTRY_DUTY
+from sightline.activation.v1.activation_pb2 import ActivationDecision
+from sightline.audit.v1.record_pb2 import AuditOutcome, AuditRecord
+from sightline.emergency.v1.emergency_pb2 import EmergencyEvent
+from sightline.streams.v1 import stream_service_pb2 as streams_pb
+
+from tools.desk import Desk
+from tools.drill import drill
+from tools.roster import Member
+from tools.world import World, until
+
+Someone = Callable[..., Member]
+Read = Callable[[Topic], list[Received]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def read(world: World, kafka: KafkaSettings, publisher: Publisher) -> AsyncIterator[Read]:
+    """All records of a topic since the test session began, kept up to date in the background."""
+    found: dict[str, list[Received]] = {}
+    topics = [
+        t for topic in (EMERGENCY_EVENT, REGISTRY_DUTY, ACTIVATION_DECISION, ACTIVATION_RESULT, AUDIT_RECORD) for t in (topic, topic.dlq())
+    ]
+
+    def collect(topic: Topic) -> Reader:
+        records = found.setdefault(topic.name, [])
+
+        async def keep(received: Received) -> None:
+            records.append(received)
+
+        return Reader(f"test-{topic.name}", (topic,), keep, kafka, publisher)
+
+    readers = [collect(topic) for topic in topics]
+    tasks = [asyncio.create_task(reader.tail(timedelta(hours=1))) for reader in readers]
+    for reader in readers:
+        await reader.caught_up.wait()
+    yield lambda topic: found[topic.name]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+POISON = {
+    "random bytes": b"\xff\xfe\x00\x01garbage",
+    "truncated": EmergencyEvent(emergency={"emergency_id": "x" * 50}).SerializeToString()[:-7],
+    "text": b"hello",
+}
+
+
+@pytest.mark.parametrize("topic", [EMERGENCY_EVENT, REGISTRY_DUTY, ACTIVATION_DECISION, ACTIVATION_RESULT], ids=lambda t: t.name)
+async def test_poison_goes_to_the_dlq_and_the_next_press_is_handled(
+    world: World, someone: Someone, publisher: Publisher, read: Read, topic: Topic
+) -> None:
+    officer = await world.duty(someone())
+    key = f"poison-{officer.officer_id}".encode()
+    for value in POISON.values():
+        await publisher.publish(Record(topic.name, key, value, {"note": "poison"}))
+
+    pressed = await world.press(officer.radio)
+    assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "RECORDING"}
+
+    place = next(r for r in read(topic) if r.key == key) if any(r.key == key for r in read(topic)) else None
+
+    async def set_aside() -> list[Received] | None:
+        letters = [r for r in read(topic.dlq()) if r.value in POISON.values() and r.headers.get("note") == b"poison"]
+        return letters if {r.value for r in letters} == set(POISON.values()) else None
+
+    letters = await until(set_aside, f"dead letters of {topic.name}")
+    for letter in letters:
+        assert letter.headers["dlq_topic"] == topic.name.encode()
+        assert letter.headers["dlq_error"]
+        reader, name, partition, offset = letter.key.decode().rsplit("/", 3)
+        assert reader.startswith(("joiner", "streams", "emergency"))
+        assert (name, partition) == (topic.name, letter.headers["dlq_partition"].decode())
+        assert offset == letter.headers["dlq_offset"].decode()
+    if place is not None:
+        assert any(letter.headers["dlq_offset"] == str(place.offset).encode() for letter in letters)
+
+
+async def test_a_decision_for_an_emergency_that_nobody_raised_is_never_executed(
+    world: World, someone: Someone, publisher: Publisher, read: Read
+) -> None:
+    officer = await world.duty(someone())
+    forged = ActivationDecision(
+        emergency_id="01900000-0000-7000-8000-000000000001", epoch=1, agency_id=world.agency_id, camera_ids=officer.camera_ids
+    )
+    forged.expires_at.FromDatetime(datetime.now(UTC) + timedelta(minutes=2))
+    record = Record.of(ACTIVATION_DECISION, b"forged", forged, source="nobody", subject="x")
+    await publisher.publish(record)
+
+    async def noted() -> bool:
+        audits = [AuditRecord.FromString(r.value) for r in read(AUDIT_RECORD)]
+        return any(a.action == "activation.decision_rejected" and a.emergency_id == forged.emergency_id for a in audits)
+
+    await until(noted, "audit record of the rejected decision")
+    assert not world.cameras[officer.camera_ids[0]].starts
+
+
+async def test_a_second_differing_decision_is_recorded_and_not_executed(world: World, someone: Someone, publisher: Publisher) -> None:
+    officer, bystander = await world.duty(someone()), await world.duty(someone())
+    pressed = await world.press(officer.radio)
+    await world.states(pressed.emergency_id)
+    desk = world.supervisor
+    ask = streams_pb.GetActivationRequest(emergency_id=pressed.emergency_id)
+    first = await desk.call(desk.streams.GetActivation, ask)
+    other = ActivationDecision.FromString(first.decision.SerializeToString())
+    del other.camera_ids[:]
+    other.camera_ids.extend(bystander.camera_ids)
+    await publisher.publish(Record.of(ACTIVATION_DECISION, b"x", other, source="joiner/z", subject="x"))
+
+    async def rejected() -> bool:
+        return bool((await desk.call(desk.streams.GetActivation, ask)).rejected_decisions)
+
+    await until(rejected, "the rejected decision")
+    assert first.decided_by == "joiner/a"
+    assert (await desk.call(desk.streams.GetActivation, ask)).decision == first.decision
+    assert not world.cameras[bystander.camera_ids[0]].starts
+
+
+async def test_events_are_cloud_events_with_dense_versions(world: World, someone: Someone, read: Read) -> None:
+    officer = await world.duty(someone())
+    pressed = await world.press(officer.radio)
+    await world.press(officer.radio)
+    await world.states(pressed.emergency_id)
+    await world.clear(pressed.emergency_id)
+
+    def versions() -> list[int]:
+        events = [EmergencyEvent.FromString(r.value).emergency for r in read(EMERGENCY_EVENT) if b"poison" not in r.key]
+        return sorted({e.version for e in events if e.emergency_id == pressed.emergency_id})
+
+    async def all_three() -> bool:
+        return versions() == [1, 2, 3]
+
+    await until(all_three, "three versions")
+    event = next(r for r in read(EMERGENCY_EVENT) if r.headers.get("ce_subject") == f"emergencies/{pressed.emergency_id}".encode())
+    assert event.headers["ce_type"] == b"sightline.emergency.v1.EmergencyEvent"
+    assert event.headers["content-type"] == b"application/protobuf"
+    assert event.key == f"{officer.radio.wacn:05x}-{officer.radio.system_id:03x}-{officer.radio.unit_id:06x}".encode()
+
+
+async def test_audit_records_are_numbered_without_gaps_and_tell_who(world: World, someone: Someone, read: Read) -> None:
+    officer = await world.duty(someone())
+    pressed = await world.press(officer.radio)
+    await world.states(pressed.emergency_id)
+    await world.clear(pressed.emergency_id)
+    async with Desk(world.stack, "officer") as nosy:
+        with pytest.raises(Exception, match="roles"):
+            await nosy.call(nosy.streams.ListCameras, streams_pb.ListCamerasRequest())
+
+    def of_this() -> list[AuditRecord]:
+        records = [AuditRecord.FromString(r.value) for r in read(AUDIT_RECORD)]
+        return [r for r in records if r.emergency_id == pressed.emergency_id]
+
+    async def complete() -> bool:
+        return {"emergency.raised", "activation.decided", "activation.outcome", "emergency.cleared"} <= {r.action for r in of_this()}
+
+    await until(complete, "audit records of the emergency")
+    actors = {r.action: r.actor.id for r in of_this()}
+    assert actors["emergency.raised"] == "gateway/gw-1"
+    assert actors["emergency.cleared"] == "supervisor"
+    assert actors["activation.outcome"] == f"camera/{officer.camera_ids[0]}"
+
+    async def refusal() -> bool:
+        records = [AuditRecord.FromString(r.value) for r in read(AUDIT_RECORD)]
+        return any(
+            r.action == "call.refused" and r.actor.id == "officer" and r.outcome == AuditOutcome.AUDIT_OUTCOME_REFUSED for r in records
+        )
+
+    await until(refusal, "audit record of the refused call")
+    for producer in ("registry", "emergency", "streams"):
+        records = [AuditRecord.FromString(r.value) for r in read(AUDIT_RECORD) if r.key == producer.encode()]
+        numbers = sorted({r.producer_seq for r in records})
+        assert numbers == list(range(1, len(numbers) + 1)), producer
+
+
+async def test_one_trace_reaches_from_the_gateway_to_the_camera(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    with telemetry.span("test"):
+        trace_id = telemetry.trace_id()
+        pressed = await world.press(officer.radio)
+    await world.states(pressed.emergency_id)
+
+    def services() -> set[tuple[str, str]]:
+        with urllib.request.urlopen(f"{world.stack.traces}/traces/{trace_id}", timeout=5) as answer:
+            return {(span["service"], span["name"]) for span in json.load(answer)}
+
+    wanted = {
+        ("simulator", "gateway press"),
+        ("emergency", "sightline.emergency.v1.EmergencyService/RaiseAlarm"),
+        ("registry", "sightline.registry.v1.RegistryService/ResolveRadio"),
+        ("joiner-a", "joiner join"),
+        ("streams", "streams-decisions read"),
+        ("streams", "streams order"),
+        ("simulator", "camera record"),
+        ("streams", "camera answered"),
+    }
+
+    async def complete() -> bool:
+        return wanted <= await asyncio.to_thread(services)
+
+    await until(complete, f"spans of trace {trace_id}")
+
+
+async def test_a_drill_prints_its_hops_in_order(world: World) -> None:
+    found = await drill(world.stack, number=9876)
+    names = [hop.name for hop in found.hops]
+    assert found.outcome == "RECORDING"
+    assert names[0] == "gateway sends the press"
+    assert names[-1] == "recording confirmed"
+    assert [hop.since_press_ms for hop in found.hops] == sorted(hop.since_press_ms for hop in found.hops)
+
+
+async def test_topics_that_differ_from_the_table_are_an_error_that_says_the_fix(kafka: KafkaSettings) -> None:
+    missing = Topic("sightline.nobody.made.v1", EmergencyEvent, "none", "nobody", (), 3, timedelta(days=1))
+    narrow = Topic(EMERGENCY_EVENT.name, EmergencyEvent, "none", "nobody", (), 5, timedelta(days=7))
+    compacted = Topic(REGISTRY_DUTY.name, EmergencyEvent, "none", "nobody", (), 12, timedelta(hours=2), "compact")
+    for topic, says in ((missing, "topics create"), (narrow, "12 partitions instead of 5"), (compacted, "cleanup.policy is delete")):
+        with pytest.raises(Misconfigured, match=says):
+            await check_topics(kafka, [topic])
+    await check_topics(kafka, [EMERGENCY_EVENT, AUDIT_RECORD])
+
+
+async def test_no_faust_worker_listens_on_anything_but_its_health_port(world: World) -> None:
+    lane = next(p for p in world.stack.processes if p.name.startswith("joiner"))
+    listening = [c.laddr.port for c in psutil.Process(lane.pid).net_connections() if c.status == psutil.CONN_LISTEN]
+    assert listening == [int(world.stack.health[lane.name].rpartition(":")[2])]
