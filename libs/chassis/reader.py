@@ -39,7 +39,7 @@ class Reader:
         """Read all partitions without a group, from `since` ago (None: from now on) for ever."""
         consumer = Consumer(self._config)
         try:
-            positions, self._targets = await self._off_loop(self._seek, consumer, since)
+            positions = await self._find_start(consumer, since)
             await self._off_loop(consumer.assign, positions)
             self._check_caught_up({(p.topic, p.partition): p.offset for p in positions})
             while True:
@@ -64,6 +64,16 @@ class Reader:
 
     async def _off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    async def _find_start(self, consumer: Consumer, since: timedelta | None) -> list[TopicPartition]:
+        """Ask the brokers until they answer; they may be away when we start."""
+        while True:
+            try:
+                positions, self._targets = await self._off_loop(self._seek, consumer, since)
+                return positions
+            except KafkaException as error:
+                telemetry.log().warning("waiting", for_="Kafka", reader=self._name, because=str(error))
+            await asyncio.sleep(0.3)
 
     def _seek(self, consumer: Consumer, since: timedelta | None) -> tuple[list[TopicPartition], dict[tuple[str, int], int]]:
         """Where to start, and the end offsets of this moment; blocks until the brokers tell."""

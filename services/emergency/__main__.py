@@ -48,11 +48,12 @@ async def main(app: App[EmergencySettings]) -> None:
     app.background("audit of refusals", audit.write_refusals())
     app.repeat("late pins", 1.0, service.fill_pins)
     app.background("watchtower", watchtower.look())
-    await app.wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics))
-    app.background("activation results", results.tail(RESULTS_SINCE))
+    # Presses need PostgreSQL, not Kafka: they are taken before we know how Kafka is.
     await server.start()
     app.resources.push_async_callback(server.grpc.stop, 2)
     await app.ready()
+    await app.wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics))
+    app.background("activation results", results.tail(RESULTS_SINCE))
 
 
 if __name__ == "__main__":

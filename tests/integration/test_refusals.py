@@ -45,7 +45,8 @@ async def _raw(world: World, data: bytes) -> Any:
     """RaiseAlarm with these very bytes."""
     channel = connect(world.stack.targets["emergency"], world.stack.ca.rpc(AGENCY, "gateway", "gw-raw"))
     async with channel:
-        await channel.unary_unary(RAISE)(data, timeout=5)
+        raw: Any = channel.unary_unary(RAISE)
+        await raw(data, timeout=5)
 
 
 async def _count(world: World) -> int:
@@ -150,7 +151,8 @@ async def test_without_a_certificate_there_is_no_connection(world: World) -> Non
     credentials = grpc.ssl_channel_credentials(world.stack.ca.certificate.read_bytes())
     options = [("grpc.ssl_target_name_override", "sightline")]
     async with grpc.aio.secure_channel(world.stack.targets["emergency"], credentials, options=options) as channel:
-        assert (await _refused(channel.unary_unary(RAISE)(b"", timeout=5)))[0] == "UNAVAILABLE"
+        raw: Any = channel.unary_unary(RAISE)
+        assert (await _refused(raw(b"", timeout=5)))[0] == "UNAVAILABLE"
 
 
 def _tokens(stack: Stack, tmp_path: Path) -> dict[str, tuple[str, str]]:

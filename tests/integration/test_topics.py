@@ -17,7 +17,7 @@ from chassis.settings import KafkaSettings
 from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, AUDIT_RECORD, EMERGENCY_EVENT, REGISTRY_DUTY
 from sightline.activation.v1.activation_pb2 import ActivationDecision
 from sightline.audit.v1.record_pb2 import AuditOutcome, AuditRecord
-from sightline.emergency.v1.emergency_pb2 import EmergencyEvent
+from sightline.emergency.v1.emergency_pb2 import Emergency, EmergencyEvent
 from sightline.streams.v1 import stream_service_pb2 as streams_pb
 
 from tools.desk import Desk
@@ -57,7 +57,7 @@ async def read(world: World, kafka: KafkaSettings, publisher: Publisher) -> Asyn
 
 POISON = {
     "random bytes": b"\xff\xfe\x00\x01garbage",
-    "truncated": EmergencyEvent(emergency={"emergency_id": "x" * 50}).SerializeToString()[:-7],
+    "truncated": EmergencyEvent(emergency=Emergency(emergency_id="x" * 50)).SerializeToString()[:-7],
     "text": b"hello",
 }
 

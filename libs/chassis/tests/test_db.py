@@ -1,0 +1,193 @@
+"""Transactions, outbox and audit numbering on a real PostgreSQL and Kafka."""
+
+import asyncio
+from collections import Counter
+
+import psycopg
+import pytest
+from chassis import db
+from chassis.audit import Audit, Entry
+from chassis.bus import Publisher, Received, Record
+from chassis.clock import SystemClock
+from chassis.db import Database
+from chassis.errors import Unavailable
+from chassis.reader import Reader
+from chassis.settings import DatabaseSettings, KafkaSettings
+from contracts.topics import AUDIT_RECORD
+from sightline.audit.v1.record_pb2 import AuditRecord
+from sightline.common.v1.actor_pb2 import Actor
+from sightline.common.v1.error_reason_pb2 import ErrorReason
+
+from tools.world import until
+
+SCHEMA = "emergency"
+
+
+class DeadPublisher(Publisher):
+    """Stands for a process that is killed between its commit and its publishing."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    async def publish(self, record: Record) -> None:
+        self.records.append(record)
+        raise Unavailable(ErrorReason.ERROR_REASON_TRY_AGAIN, "killed")
+
+
+def letter(text: str) -> Record:
+    return Record(AUDIT_RECORD.name, b"test", text.encode())
+
+
+async def _unpublished(database: Database) -> list[bytes]:
+    async with database.transaction() as tx:
+        return [bytes(r["value"]) for r in await tx.all("SELECT value FROM outbox WHERE published_at IS NULL")]
+
+
+async def test_a_rolled_back_transaction_leaves_nothing(database: Database) -> None:
+    async def change() -> None:
+        async with database.transaction() as tx:
+            tx.emit(letter("never"))
+            await tx.execute("INSERT INTO pending_cancel (key, at, fact) VALUES ('x', now(), '{}')")
+            raise ValueError("changed my mind")
+
+    with pytest.raises(ValueError, match="changed my mind"):
+        await change()
+    assert b"never" not in await _unpublished(database)
+    async with database.transaction() as tx:
+        assert await tx.one("SELECT 1 FROM pending_cancel WHERE key = 'x'") is None
+
+
+async def test_what_a_killed_process_left_is_published_by_another(databases: DatabaseSettings, database: Database) -> None:
+    killed = Database(databases, SCHEMA, DeadPublisher())
+    await killed.open()
+    async with killed.transaction() as tx:
+        tx.emit(letter("left behind"))
+    await killed.close()
+    assert b"left behind" in await _unpublished(database)
+
+    sweeper = asyncio.create_task(database.sweep())
+
+    async def published() -> bool:
+        return b"left behind" not in await _unpublished(database)
+
+    await until(published, "the sweeper")
+    sweeper.cancel()
+
+
+async def test_two_sweepers_do_not_hide_a_row_from_each_other(databases: DatabaseSettings, database: Database) -> None:
+    """One sweeper claims and then freezes: its claim runs out, and the other publishes."""
+    frozen = Database(databases, SCHEMA, DeadPublisher())
+    await frozen.open()
+    async with frozen.transaction() as tx:
+        tx.emit(letter("claimed"))
+        await tx.execute("SELECT 1")
+    async with frozen.transaction() as tx:
+        await tx.execute("UPDATE outbox SET claimed_until = now() + interval '1 s', created_at = now() - interval '1 s'")
+    sweeper = asyncio.create_task(database.sweep())
+
+    async def published() -> bool:
+        return b"claimed" not in await _unpublished(database)
+
+    await until(published, "the claim to run out")
+    sweeper.cancel()
+    await frozen.close()
+
+
+async def test_a_cancelled_caller_does_not_cut_a_commit_in_two(database: Database) -> None:
+    for n in range(20):
+        started = asyncio.Event()
+
+        async def work(n: int = n, started: asyncio.Event = started) -> None:
+            async with database.transaction() as tx:
+                await tx.execute("INSERT INTO pending_cancel (key, at, fact) VALUES (%s, now(), '{}')", [f"cut-{n}"])
+                started.set()
+
+        task = asyncio.create_task(work())
+        await started.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    async with database.transaction() as tx:  # every connection is back in the pool, in a usable state
+        assert await tx.one("SELECT 1 AS one") == {"one": 1}
+
+
+async def test_a_database_that_is_gone_is_unavailable_and_not_an_ok(publisher: Publisher) -> None:
+    nowhere = Database(DatabaseSettings(url="postgresql://nobody@127.0.0.1:1/none"), "none", publisher)
+    with pytest.raises((Unavailable, psycopg.Error)):
+        await nowhere.open()
+    await nowhere.close()
+
+
+async def test_audit_numbers_have_no_gap_and_no_repeat_whatever_commits_when(
+    database: Database, databases: DatabaseSettings, kafka: KafkaSettings, publisher: Publisher
+) -> None:
+    """Two shippers of one producer, transactions that roll back, overlap and commit out of order."""
+    found: list[AuditRecord] = []
+
+    async def keep(received: Received) -> None:
+        if received.key == b"numbered":
+            found.append(AuditRecord.FromString(received.value))
+
+    reader = Reader("audit-test", (AUDIT_RECORD,), keep, kafka, publisher)
+    tail = asyncio.create_task(reader.tail(None))
+    await reader.caught_up.wait()
+    other = Database(databases, SCHEMA, publisher)
+    await other.open()
+    audits = [Audit("numbered", AUDIT_RECORD, each, publisher, SystemClock()) for each in (database, other)]
+    shippers = [asyncio.create_task(audit.ship()) for audit in audits]
+
+    async def act(n: int) -> None:
+        try:
+            async with database.transaction() as tx:
+                await audits[n % 2].record(tx, Entry("test.done", Actor(id="x"), f"things/{n}", "pd"))
+                await tx.execute("SELECT pg_sleep(%s)", [0.002 * (n % 7)])
+                if n % 5 == 0:
+                    raise ValueError("rolled back")
+        except ValueError:
+            return
+
+    await asyncio.gather(*(act(n) for n in range(60)))
+
+    async def complete() -> bool:
+        return {r.target for r in found} >= {f"things/{n}" for n in range(60) if n % 5}
+
+    await until(complete, "48 audit records")
+    for task in (*shippers, tail):
+        task.cancel()
+    await asyncio.gather(*shippers, tail, return_exceptions=True)
+    await other.close()
+    numbers = {r.record_id: r.producer_seq for r in found}
+    first = min(numbers.values())
+    assert sorted(numbers.values()) == list(range(first, first + 48))
+    assert not any(int(r.target.rpartition("/")[2]) % 5 == 0 for r in found)
+    assert max(Counter(numbers.values()).values()) == 1
+
+
+async def test_a_service_cannot_rewrite_its_audit_records(databases: DatabaseSettings) -> None:
+    with psycopg.connect(databases.url, autocommit=True) as connection:
+        connection.execute("SET ROLE emergency")
+        for statement in ("UPDATE emergency.audit_record SET record = ''", "DELETE FROM emergency.audit_record"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement)
+
+
+async def test_migrating_twice_changes_nothing(databases: DatabaseSettings) -> None:
+    from tools.local.stack import ROOT
+
+    db.migrate(databases.url, "emergency", ROOT / "services" / "emergency" / "migrations")
+
+
+async def test_published_rows_are_forgotten_after_a_day_and_waiting_ones_never(database: Database) -> None:
+    async with database.transaction() as tx:
+        rows = [("fresh", "now()"), ("old", "now() - interval '25 h'")]
+        for name, when in rows:
+            await tx.execute(
+                "INSERT INTO outbox (topic, key, value, headers, published_at, created_at)"
+                f" VALUES ('t', 'k', '{name}', '{{}}', {when}, {when})"
+            )
+        await tx.execute(
+            "INSERT INTO outbox (topic, key, value, headers, created_at) VALUES ('t', 'k', 'waits', '{}', now() - interval '9 d')"
+        )
+        await tx.execute(db._FORGET)
+        left = {bytes(r["value"]) for r in await tx.all("SELECT value FROM outbox WHERE topic = 't'")}
+        await tx.execute("DELETE FROM outbox WHERE topic = 't'")
+    assert left == {b"fresh", b"waits"}

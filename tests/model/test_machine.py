@@ -1,0 +1,268 @@
+"""The whole path as one state machine over the pure parts: presses, shifts, cancels, binds, lanes that hear late, twice or
+in the wrong order, cameras that report late or twice. After every step the invariants of the system hold."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from activation import join
+from chassis.errors import SightlineError
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from sightline.activation.v1.activation_pb2 import ActivationDecision
+from sightline.emergency.v1 import emergency_pb2
+from sightline.registry.v1.duty_pb2 import DutyRecord
+
+from services.emergency.events import to_emergency
+from services.emergency.model import (
+    Disposition,
+    Emergency,
+    Fact,
+    Press,
+    Status,
+    Subject,
+    SubjectState,
+    Who,
+    open_emergency,
+    read_clocks,
+)
+from services.emergency.model import RadioId as PressedRadio
+from services.registry.events import to_duty
+from services.registry.model import Duty, Hold, RadioId, Span, intervals
+from services.streams.events import to_decision
+from services.streams.model import FINAL, Activation, KnownEmergency, State, activations, refusal_of_decision
+
+GATE = timedelta(seconds=120)
+RADIO = PressedRadio(1, 2, 3)
+OFFICERS = ("anna", "bert")
+GATEWAY, SUPERVISOR = Who(2, "gateway/g", "pd"), Who(1, "supervisor", "pd")
+
+
+class Path(RuleBasedStateMachine):
+    """One radio, two officers with a camera each, two lanes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = datetime(2026, 11, 21, 12, tzinfo=UTC)
+        # registry
+        self.radio_holds: list[Hold] = []
+        self.camera_holds = [Hold(f"cam-{o}", o, Span(self.now - timedelta(days=1), None)) for o in OFFICERS]
+        self.duty_version = 1
+        self.duty_wire: list[bytes] = []
+        # emergency
+        self.emergencies: dict[str, Emergency] = {}
+        self.presses: dict[str, tuple[Press, str]] = {}
+        self.cancels: dict[str, Fact] = {}
+        self.event_wire: list[bytes] = []
+        self.holder_at_press: dict[tuple[str, int], str] = {}
+        # lanes: newest duty record each, parked event each
+        self.duty_seen: list[DutyRecord | None] = [None, None]
+        self.decision_wire: list[bytes] = []
+        # streams
+        self.known: dict[str, KnownEmergency] = {}
+        self.accepted: dict[tuple[str, int], bytes] = {}
+        self.activations: dict[tuple[str, int, str], Activation] = {}
+        # cameras
+        self.started: list[tuple[str, str, int]] = []
+        self._announce_duty()
+
+    # --- registry ---
+
+    def _duty(self) -> Duty:
+        found = intervals(self.radio_holds, self.camera_holds, [])
+        return Duty(RadioId(1, 2, 3), "pd", self.duty_version, found)
+
+    def _announce_duty(self) -> None:
+        self.duty_wire.append(to_duty(self._duty(), self.now).SerializeToString())
+
+    @rule(officer=st.sampled_from(OFFICERS))
+    def check_out(self, officer: str) -> None:
+        if not any(h.span.end is None for h in self.radio_holds):
+            self.radio_holds.append(Hold("", officer, Span(self.now, None)))
+            self.duty_version += 1
+            self._announce_duty()
+
+    @rule()
+    def check_in(self) -> None:
+        moment = timedelta(microseconds=1)
+        self.radio_holds = [
+            h if h.span.end else replace(h, span=Span(h.span.start, max(self.now, h.span.start + moment))) for h in self.radio_holds
+        ]
+        self.duty_version += 1
+        self._announce_duty()
+
+    @rule(seconds=st.integers(1, 200))
+    def time_passes(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    # --- presses ---
+
+    def _pin(self, at: datetime) -> Subject:
+        held = self._duty().at(at)
+        if held is None:
+            return Subject(SubjectState.NOBODY, duty_version=self.duty_version, home_agency_id="pd")
+        return Subject(SubjectState.HELD, held.officer_id, "", self.duty_version, held.span.start, held.span.end, "pd")
+
+    def _open(self) -> Emergency | None:
+        return next((e for e in self.emergencies.values() if e.is_open), None)
+
+    def _keep(self, emergency: Emergency) -> None:
+        self.emergencies[emergency.emergency_id] = emergency
+        self.event_wire.append(emergency_pb2.EmergencyEvent(emergency=to_emergency(emergency)).SerializeToString())
+
+    @rule(late=st.sampled_from([0, 1, 30, 119, 120, 1500]), registry_answers=st.booleans())
+    def press(self, late: int, registry_answers: bool) -> None:
+        clocks = read_clocks(self.now - timedelta(seconds=late), self.now, None, self.now, GATE)
+        key = f"press-{len(self.presses)}"
+        press = Press(key, key, RADIO, clocks, Status.ACTUAL, GATEWAY)
+        if there := self._open():
+            self._keep(there.fold(press))
+            self.presses[key] = press, there.emergency_id
+            return
+        subject = self._pin(clocks.press_time) if registry_answers else Subject(SubjectState.UNPINNED)
+        opened = open_emergency(f"e-{len(self.emergencies)}", press, subject, GATE, None, self.cancels.pop(key, None))
+        held = self._duty().at(clocks.press_time)
+        self.holder_at_press[opened.emergency_id, 1] = held.officer_id if held else ""
+        self.presses[key] = press, opened.emergency_id
+        self._keep(opened)
+
+    @precondition(lambda self: self._open())
+    @rule()
+    def fill_pin(self) -> None:
+        there = self._open()
+        assert there is not None
+        filled = there.fill(self._pin(there.clocks.press_time), self.now)
+        if filled is not there:
+            self._keep(filled)
+
+    @precondition(lambda self: self._open())
+    @rule(officer=st.sampled_from(OFFICERS))
+    def bind(self, officer: str) -> None:
+        there = self._open()
+        assert there is not None
+        bound = there.bind(Subject(SubjectState.BOUND, officer, camera_ids=(f"cam-{officer}",)), self.now, GATE)
+        self.holder_at_press[bound.emergency_id, bound.epoch] = officer
+        self._keep(bound)
+
+    @precondition(lambda self: self._open())
+    @rule()
+    def cancel(self) -> None:
+        there = self._open()
+        assert there is not None
+        cancelled = there.request_cancel(Fact(GATEWAY, self.now))
+        assert cancelled.is_open
+        self._keep(cancelled)
+
+    @rule()
+    def cancel_before_its_press(self) -> None:
+        self.cancels[f"press-{len(self.presses)}"] = Fact(GATEWAY, self.now)
+
+    @precondition(lambda self: self._open())
+    @rule()
+    def clear(self) -> None:
+        there = self._open()
+        assert there is not None
+        self._keep(there.clear(Fact(SUPERVISOR, self.now), Disposition.RESOLVED))
+        try:
+            self.emergencies[there.emergency_id].fold(next(iter(self.presses.values()))[0])
+            raise AssertionError("a cleared emergency took a press")
+        except SightlineError:
+            pass
+
+    # --- lanes: hear any record, in any order, any number of times ---
+
+    @rule(lane=st.integers(0, 1), data=st.data())
+    def lane_hears_duty(self, lane: int, data: st.DataObject) -> None:
+        record = DutyRecord.FromString(data.draw(st.sampled_from(self.duty_wire)))
+        known = self.duty_seen[lane]
+        if known is None or record.version > known.version:
+            self.duty_seen[lane] = record
+
+    @precondition(lambda self: self.event_wire)
+    @rule(lane=st.integers(0, 1), data=st.data())
+    def lane_hears_emergency(self, lane: int, data: st.DataObject) -> None:
+        event = emergency_pb2.EmergencyEvent.FromString(data.draw(st.sampled_from(self.event_wire)))
+        duty = self.duty_seen[lane]
+        fresh = duty is not None and duty.version == self.duty_version
+        decision = join(event.emergency, duty, duty_is_fresh=fresh)
+        if decision is not None:
+            self.decision_wire.append(decision.SerializeToString(deterministic=True))
+
+    # --- streams ---
+
+    @precondition(lambda self: self.event_wire)
+    @rule(data=st.data())
+    def streams_hears_emergency(self, data: st.DataObject) -> None:
+        e = emergency_pb2.EmergencyEvent.FromString(data.draw(st.sampled_from(self.event_wire))).emergency
+        self._know(KnownEmergency(e.emergency_id, e.version, e.epoch, e.agency_id, e.state == emergency_pb2.EMERGENCY_STATE_OPEN, False))
+
+    def _know(self, fact: KnownEmergency) -> None:
+        known = self.known.get(fact.emergency_id)
+        if known is not None and known.version >= fact.version:
+            return
+        self.known[fact.emergency_id] = fact
+        for name, a in self.activations.items():
+            if name[0] == fact.emergency_id and (not fact.is_open or name[1] < fact.epoch):
+                self.activations[name] = a.withdrawn()
+
+    @precondition(lambda self: self.decision_wire)
+    @rule(data=st.data())
+    def streams_hears_decision(self, data: st.DataObject) -> None:
+        decision = to_decision(ActivationDecision.FromString(data.draw(st.sampled_from(self.decision_wire))), "lane")
+        known = self.known.get(decision.emergency_id)
+        if known is None or known.epoch < decision.epoch:
+            owner = self.emergencies[decision.emergency_id]
+            self._know(KnownEmergency(owner.emergency_id, owner.version, owner.epoch, "pd", owner.is_open, False))
+            known = self.known[decision.emergency_id]
+        name = (decision.emergency_id, decision.epoch)
+        if not refusal_of_decision(decision, known) and name not in self.accepted:
+            self.accepted[name] = decision.content
+            for a in activations(decision, emergency_is_open=known.is_open, now=self.now, traceparent=""):
+                assert (*name, a.camera_id) not in self.activations
+                self.activations[*name, a.camera_id] = a
+
+    @precondition(lambda self: self.activations)
+    @rule(data=st.data(), refuses=st.booleans())
+    def camera_gets_its_orders(self, data: st.DataObject, refuses: bool) -> None:
+        """Orders name open, unexpired emergencies of the present epoch; the camera acts once on each name."""
+        name = data.draw(st.sampled_from(sorted(self.activations)))
+        a, known = self.activations[name], self.known[name[0]]
+        if not name[2] or not known.is_open or known.epoch != name[1] or self.now >= a.expires_at:
+            return
+        if (name[2], name[0], name[1]) not in self.started and not refuses:
+            self.started.append((name[2], name[0], name[1]))
+        self.activations[name] = a.answered(State.REFUSED if refuses else State.RECORDING, "", self.now, self.now)
+
+    @precondition(lambda self: self.activations)
+    @rule(linked=st.booleans())
+    def nobody_says_anything(self, linked: bool) -> None:
+        self.activations = {n: a.overdue(linked=linked, now=self.now) for n, a in self.activations.items()}
+
+    # --- what must hold ---
+
+    @invariant()
+    def one_open_emergency_a_radio(self) -> None:
+        assert sum(e.is_open for e in self.emergencies.values()) <= 1
+
+    @invariant()
+    def every_press_belongs_to_one_emergency(self) -> None:
+        assert all(emergency_id in self.emergencies for _, emergency_id in self.presses.values())
+        assert sum(1 + e.repeat_count for e in self.emergencies.values()) == len(self.presses)
+
+    @invariant()
+    def only_cameras_of_who_held_the_radio_start_and_once(self) -> None:
+        assert len(self.started) == len(set(self.started))
+        for camera_id, emergency_id, epoch in self.started:
+            assert camera_id == f"cam-{self.holder_at_press[emergency_id, epoch]}"
+            assert epoch > 1 or not self.emergencies[emergency_id].stale_on_arrival
+
+    @invariant()
+    def a_final_word_has_a_camera_or_a_reason(self) -> None:
+        for (_, _, camera_id), a in self.activations.items():
+            assert (a.state == State.NO_CAMERA) == (camera_id == "")
+            assert a.state in FINAL or a.state in (State.REQUESTED, State.WITHDRAWN, State.UNREACHABLE, State.TIMED_OUT)
+            assert a.state != State.NO_CAMERA or a.no_camera_reason
+
+
+Path.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestPath = Path.TestCase
