@@ -38,6 +38,11 @@ OFFICERS = ("anna", "bert")
 GATEWAY, SUPERVISOR = Who(2, "gateway/g", "pd"), Who(1, "supervisor", "pd")
 
 
+def _recent(data: st.DataObject, wire: list[bytes]) -> bytes:
+    """Any of the last records; brokers repeat and reorder, but not without end."""
+    return data.draw(st.sampled_from(wire[:-8:-1]))
+
+
 class Path(RuleBasedStateMachine):
     """One radio, two officers with a camera each, two lanes."""
 
@@ -45,7 +50,7 @@ class Path(RuleBasedStateMachine):
         super().__init__()
         self.now = datetime(2026, 11, 21, 12, tzinfo=UTC)
         # registry
-        self.radio_holds: list[Hold] = []
+        self.radio_holds = [Hold("", "anna", Span(self.now - timedelta(hours=1), None))]
         self.camera_holds = [Hold(f"cam-{o}", o, Span(self.now - timedelta(days=1), None)) for o in OFFICERS]
         self.duty_version = 1
         self.duty_wire: list[bytes] = []
@@ -56,7 +61,7 @@ class Path(RuleBasedStateMachine):
         self.event_wire: list[bytes] = []
         self.holder_at_press: dict[tuple[str, int], str] = {}
         # lanes: newest duty record each, parked event each
-        self.duty_seen: list[DutyRecord | None] = [None, None]
+        self.duty_seen: list[DutyRecord] = []
         self.decision_wire: list[bytes] = []
         # streams
         self.known: dict[str, KnownEmergency] = {}
@@ -65,6 +70,7 @@ class Path(RuleBasedStateMachine):
         # cameras
         self.started: list[tuple[str, str, int]] = []
         self._announce_duty()
+        self.duty_seen = [DutyRecord.FromString(self.duty_wire[0])] * 2
 
     # --- registry ---
 
@@ -75,19 +81,24 @@ class Path(RuleBasedStateMachine):
     def _announce_duty(self) -> None:
         self.duty_wire.append(to_duty(self._duty(), self.now).SerializeToString())
 
-    @rule(officer=st.sampled_from(OFFICERS))
-    def check_out(self, officer: str) -> None:
-        if not any(h.span.end is None for h in self.radio_holds):
-            self.radio_holds.append(Hold("", officer, Span(self.now, None)))
-            self.duty_version += 1
-            self._announce_duty()
-
-    @rule()
-    def check_in(self) -> None:
+    @rule(takes=st.sampled_from([*OFFICERS, ""]))
+    def hand_over(self, takes: str) -> None:
+        """Whoever holds the radio gives it back, and somebody or nobody takes it at the same instant."""
         moment = timedelta(microseconds=1)
         self.radio_holds = [
             h if h.span.end else replace(h, span=Span(h.span.start, max(self.now, h.span.start + moment))) for h in self.radio_holds
         ]
+        if takes:
+            start = max([self.now, *(h.span.end for h in self.radio_holds if h.span.end)])
+            self.radio_holds.append(Hold("", takes, Span(start, None)))
+        self.duty_version += 1
+        self._announce_duty()
+
+    @precondition(lambda self: not any(e.subject.state == SubjectState.UNPINNED for e in self.emergencies.values()))
+    @rule(was=st.sampled_from(OFFICERS))
+    def correct_the_past(self, was: str) -> None:
+        """The registry finds out that somebody else held the radio all the time."""
+        self.radio_holds = [replace(h, officer_id=was) for h in self.radio_holds]
         self.duty_version += 1
         self._announce_duty()
 
@@ -173,27 +184,30 @@ class Path(RuleBasedStateMachine):
 
     @rule(lane=st.integers(0, 1), data=st.data())
     def lane_hears_duty(self, lane: int, data: st.DataObject) -> None:
-        record = DutyRecord.FromString(data.draw(st.sampled_from(self.duty_wire)))
-        known = self.duty_seen[lane]
-        if known is None or record.version > known.version:
+        record = DutyRecord.FromString(_recent(data, self.duty_wire))
+        if record.version > self.duty_seen[lane].version:
             self.duty_seen[lane] = record
 
     @precondition(lambda self: self.event_wire)
-    @rule(lane=st.integers(0, 1), data=st.data())
-    def lane_hears_emergency(self, lane: int, data: st.DataObject) -> None:
-        event = emergency_pb2.EmergencyEvent.FromString(data.draw(st.sampled_from(self.event_wire)))
+    @rule(lane=st.integers(0, 1), data=st.data(), at_once=st.booleans())
+    def lane_hears_emergency(self, lane: int, data: st.DataObject, at_once: bool) -> None:
+        """`at_once` lets the decision go through to the cameras before anything else happens."""
+        event = emergency_pb2.EmergencyEvent.FromString(_recent(data, self.event_wire))
         duty = self.duty_seen[lane]
-        fresh = duty is not None and duty.version == self.duty_version
-        decision = join(event.emergency, duty, duty_is_fresh=fresh)
+        decision = join(event.emergency, duty, duty_is_fresh=duty.version == self.duty_version)
         if decision is not None:
             self.decision_wire.append(decision.SerializeToString(deterministic=True))
+            if at_once:
+                self._decide(self.decision_wire[-1])
+                for name in [n for n in self.activations if n[:2] == (decision.emergency_id, decision.epoch)]:
+                    self._order(name, refuses=False)
 
     # --- streams ---
 
     @precondition(lambda self: self.event_wire)
     @rule(data=st.data())
     def streams_hears_emergency(self, data: st.DataObject) -> None:
-        e = emergency_pb2.EmergencyEvent.FromString(data.draw(st.sampled_from(self.event_wire))).emergency
+        e = emergency_pb2.EmergencyEvent.FromString(_recent(data, self.event_wire)).emergency
         self._know(KnownEmergency(e.emergency_id, e.version, e.epoch, e.agency_id, e.state == emergency_pb2.EMERGENCY_STATE_OPEN, False))
 
     def _know(self, fact: KnownEmergency) -> None:
@@ -208,7 +222,10 @@ class Path(RuleBasedStateMachine):
     @precondition(lambda self: self.decision_wire)
     @rule(data=st.data())
     def streams_hears_decision(self, data: st.DataObject) -> None:
-        decision = to_decision(ActivationDecision.FromString(data.draw(st.sampled_from(self.decision_wire))), "lane")
+        self._decide(_recent(data, self.decision_wire))
+
+    def _decide(self, content: bytes) -> None:
+        decision = to_decision(ActivationDecision.FromString(content), "lane")
         known = self.known.get(decision.emergency_id)
         if known is None or known.epoch < decision.epoch:
             owner = self.emergencies[decision.emergency_id]
@@ -224,8 +241,10 @@ class Path(RuleBasedStateMachine):
     @precondition(lambda self: self.activations)
     @rule(data=st.data(), refuses=st.booleans())
     def camera_gets_its_orders(self, data: st.DataObject, refuses: bool) -> None:
+        self._order(data.draw(st.sampled_from(sorted(self.activations))), refuses)
+
+    def _order(self, name: tuple[str, int, str], refuses: bool) -> None:
         """Orders name open, unexpired emergencies of the present epoch; the camera acts once on each name."""
-        name = data.draw(st.sampled_from(sorted(self.activations)))
         a, known = self.activations[name], self.known[name[0]]
         if not name[2] or not known.is_open or known.epoch != name[1] or self.now >= a.expires_at:
             return
@@ -264,5 +283,5 @@ class Path(RuleBasedStateMachine):
             assert a.state != State.NO_CAMERA or a.no_camera_reason
 
 
-Path.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+Path.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 TestPath = Path.TestCase
