@@ -94,7 +94,7 @@ class Path(RuleBasedStateMachine):
         self.duty_version += 1
         self._announce_duty()
 
-    @precondition(lambda self: not any(e.subject.state == SubjectState.UNPINNED for e in self.emergencies.values()))
+    @precondition(lambda self: not any(e.is_open and e.subject.state == SubjectState.UNPINNED for e in self.emergencies.values()))
     @rule(was=st.sampled_from(OFFICERS))
     def correct_the_past(self, was: str) -> None:
         """The registry finds out that somebody else held the radio all the time."""
@@ -195,6 +195,13 @@ class Path(RuleBasedStateMachine):
         event = emergency_pb2.EmergencyEvent.FromString(_recent(data, self.event_wire))
         duty = self.duty_seen[lane]
         decision = join(event.emergency, duty, duty_is_fresh=duty.version == self.duty_version)
+        e = event.emergency
+        if e.state == emergency_pb2.EMERGENCY_STATE_OPEN and e.subject.state == emergency_pb2.SUBJECT_STATE_HELD and not e.stale_on_arrival:
+            # The very record that the pin rests on is always an answer, and never any other.
+            if duty.version == e.subject.duty_version:
+                assert decision is not None
+                assert list(decision.camera_ids) == [f"cam-{e.subject.officer_id}"]
+            assert duty.version >= e.subject.duty_version or decision is None
         if decision is not None:
             self.decision_wire.append(decision.SerializeToString(deterministic=True))
             if at_once:
