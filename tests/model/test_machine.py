@@ -1,6 +1,7 @@
 """The whole path as one state machine over the pure parts: presses, shifts, cancels, binds, lanes that hear late, twice or
 in the wrong order, cameras that report late or twice. After every step the invariants of the system hold."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -35,6 +36,7 @@ from services.streams.model import FINAL, Activation, KnownEmergency, State, act
 GATE = timedelta(seconds=120)
 RADIO = PressedRadio(1, 2, 3)
 OFFICERS = ("anna", "bert")
+HEARD = st.sampled_from([[], [0], [1], [0, 1]])
 GATEWAY, SUPERVISOR = Who(2, "gateway/g", "pd"), Who(1, "supervisor", "pd")
 
 
@@ -81,8 +83,8 @@ class Path(RuleBasedStateMachine):
     def _announce_duty(self) -> None:
         self.duty_wire.append(to_duty(self._duty(), self.now).SerializeToString())
 
-    @rule(takes=st.sampled_from([*OFFICERS, ""]))
-    def hand_over(self, takes: str) -> None:
+    @rule(takes=st.sampled_from([*OFFICERS, ""]), heard=HEARD)
+    def hand_over(self, takes: str, heard: list[int]) -> None:
         """Whoever holds the radio gives it back, and somebody or nobody takes it at the same instant."""
         moment = timedelta(microseconds=1)
         self.radio_holds = [
@@ -91,16 +93,21 @@ class Path(RuleBasedStateMachine):
         if takes:
             start = max([self.now, *(h.span.end for h in self.radio_holds if h.span.end)])
             self.radio_holds.append(Hold("", takes, Span(start, None)))
-        self.duty_version += 1
-        self._announce_duty()
+        self._change_duty(heard)
 
     @precondition(lambda self: not any(e.is_open and e.subject.state == SubjectState.UNPINNED for e in self.emergencies.values()))
-    @rule(was=st.sampled_from(OFFICERS))
-    def correct_the_past(self, was: str) -> None:
+    @rule(was=st.sampled_from(OFFICERS), heard=HEARD)
+    def correct_the_past(self, was: str, heard: list[int]) -> None:
         """The registry finds out that somebody else held the radio all the time."""
         self.radio_holds = [replace(h, officer_id=was) for h in self.radio_holds]
+        self._change_duty(heard)
+
+    def _change_duty(self, heard: list[int]) -> None:
+        """A new version, which some lanes hear of at once and others later or never."""
         self.duty_version += 1
         self._announce_duty()
+        for lane in heard:
+            self.duty_seen[lane] = DutyRecord.FromString(self.duty_wire[-1])
 
     @rule(seconds=st.integers(1, 200))
     def time_passes(self, seconds: int) -> None:
@@ -117,25 +124,28 @@ class Path(RuleBasedStateMachine):
     def _open(self) -> Emergency | None:
         return next((e for e in self.emergencies.values() if e.is_open), None)
 
-    def _keep(self, emergency: Emergency) -> None:
+    def _keep(self, emergency: Emergency, heard: Iterable[int] = ()) -> None:
+        """The next version, which some lanes hear of at once."""
         self.emergencies[emergency.emergency_id] = emergency
         self.event_wire.append(emergency_pb2.EmergencyEvent(emergency=to_emergency(emergency)).SerializeToString())
+        for lane in heard:
+            self._hear(lane, self.event_wire[-1], at_once=True)
 
-    @rule(late=st.sampled_from([0, 1, 30, 119, 120, 1500]), registry_answers=st.booleans())
-    def press(self, late: int, registry_answers: bool) -> None:
+    @rule(late=st.sampled_from([0, 1, 30, 119, 120, 1500]), registry_answers=st.booleans(), heard=HEARD)
+    def press(self, late: int, registry_answers: bool, heard: list[int]) -> None:
         clocks = read_clocks(self.now - timedelta(seconds=late), self.now, None, self.now, GATE)
         key = f"press-{len(self.presses)}"
         press = Press(key, key, RADIO, clocks, Status.ACTUAL, GATEWAY)
         if there := self._open():
-            self._keep(there.fold(press))
             self.presses[key] = press, there.emergency_id
+            self._keep(there.fold(press), heard)
             return
         subject = self._pin(clocks.press_time) if registry_answers else Subject(SubjectState.UNPINNED)
         opened = open_emergency(f"e-{len(self.emergencies)}", press, subject, GATE, None, self.cancels.pop(key, None))
         held = self._duty().at(clocks.press_time)
         self.holder_at_press[opened.emergency_id, 1] = held.officer_id if held else ""
         self.presses[key] = press, opened.emergency_id
-        self._keep(opened)
+        self._keep(opened, heard)
 
     @precondition(lambda self: self._open())
     @rule()
@@ -147,13 +157,13 @@ class Path(RuleBasedStateMachine):
             self._keep(filled)
 
     @precondition(lambda self: self._open())
-    @rule(officer=st.sampled_from(OFFICERS))
-    def bind(self, officer: str) -> None:
+    @rule(officer=st.sampled_from(OFFICERS), heard=HEARD)
+    def bind(self, officer: str, heard: list[int]) -> None:
         there = self._open()
         assert there is not None
         bound = there.bind(Subject(SubjectState.BOUND, officer, camera_ids=(f"cam-{officer}",)), self.now, GATE)
         self.holder_at_press[bound.emergency_id, bound.epoch] = officer
-        self._keep(bound)
+        self._keep(bound, heard)
 
     @precondition(lambda self: self._open())
     @rule()
@@ -191,8 +201,11 @@ class Path(RuleBasedStateMachine):
     @precondition(lambda self: self.event_wire)
     @rule(lane=st.integers(0, 1), data=st.data(), at_once=st.booleans())
     def lane_hears_emergency(self, lane: int, data: st.DataObject, at_once: bool) -> None:
+        self._hear(lane, _recent(data, self.event_wire), at_once)
+
+    def _hear(self, lane: int, content: bytes, at_once: bool) -> None:
         """`at_once` lets the decision go through to the cameras before anything else happens."""
-        event = emergency_pb2.EmergencyEvent.FromString(_recent(data, self.event_wire))
+        event = emergency_pb2.EmergencyEvent.FromString(content)
         duty = self.duty_seen[lane]
         decision = join(event.emergency, duty, duty_is_fresh=duty.version == self.duty_version)
         e = event.emergency
