@@ -1,38 +1,72 @@
 # Everything is run from here, the same on a laptop and in CI.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+STARTED := $(shell date +%s)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
 PROTOS := $(shell find protos -name '*.proto')
+INCLUDES := -I protos -I third_party/protovalidate
+GENERATED ?= libs
+COMPILE := $(BIN)/uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 \
+	--custom-compile-command "make lock" pyproject.toml
+DEMO_TEST_SECONDS ?= 30
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make .venv with everything that is needed
+setup: $(READY) ## make .venv with everything that is needed (the other targets do it for you)
 
 $(READY): requirements-dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sightline needs Python 3.11 or newer; say which: make PYTHON=…")'
 	@echo "setting up .venv (once; about a minute)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sightline needs Python 3.11 or newer")'
 	@rm -rf .venv && $(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-dev.lock
-	@printf '%s\n%s\n' "$(CURDIR)" "$(CURDIR)/libs" > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/sightline.pth
-	@printf '#!%s\nfrom tools.cli import main\nmain()\n' "$(CURDIR)/$(BIN)/python" > $(BIN)/sightline && chmod +x $(BIN)/sightline
+	@printf '%s\n' "$(CURDIR)" "$(CURDIR)/libs" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sightline.pth"
+	@printf '#!/bin/sh\nexec "%s" -m tools.cli "$$@"\n' "$(CURDIR)/$(BIN)/python" > $(BIN)/sightline && chmod +x $(BIN)/sightline
 	@touch $@
+
+demo: $(READY) ## bring everything up, press buttons, show what comes of it (DEMO_SECONDS=30 ends by itself)
+	@DEMO_STARTED=$(STARTED) $(BIN)/sightline demo
+
+test: lint ## set up and run everything: linters, all tests on real servers, a short demo
+	@$(BIN)/pytest
+	@DEMO_SECONDS=$(DEMO_TEST_SECONDS) DEMO_STARTED=$(STARTED) $(BIN)/sightline --plain demo
+
+lint: $(READY) ## formats, types, import rules, schemas, and that generated code is current
+	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary libs services tools tests conftest.py
+	@PYTHONPATH=libs:. $(BIN)/lint-imports > .venv/imports.log || { cat .venv/imports.log; exit 1; }
+	@$(BIN)/buf lint && $(BIN)/buf format --diff --exit-code protos
+	@rm -rf .venv/generated && mkdir .venv/generated && $(MAKE) --no-print-directory GENERATED=.venv/generated generate
+	@for part in sightline buf; do diff -rq -x __pycache__ .venv/generated/$$part libs/$$part || { echo "run: make proto"; exit 1; }; done
+
+format: $(READY) ## format Python and protos
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet . ; $(BIN)/buf format --write protos
 
 proto: $(READY) ## generate libs/sightline and libs/buf from protos/
 	@rm -rf libs/sightline libs/buf
-	@$(BIN)/python -m grpc_tools.protoc -I protos -I third_party/protovalidate \
-		--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
-		--python_out=libs --mypy_out=quiet:libs $(PROTOS:protos/%=%) buf/validate/validate.proto
-	@$(BIN)/python -m grpc_tools.protoc -I protos -I third_party/protovalidate \
-		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
-		--grpc_python_out=libs --mypy_grpc_out=quiet:libs $(patsubst protos/%,%,$(filter %_service.proto,$(PROTOS)))
+	@$(MAKE) --no-print-directory generate
+
+generate:
+	@$(BIN)/python -m grpc_tools.protoc $(INCLUDES) --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+		--python_out=$(GENERATED) --mypy_out=quiet:$(GENERATED) $(PROTOS:protos/%=%) buf/validate/validate.proto
+	@$(BIN)/python -m grpc_tools.protoc $(INCLUDES) --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+		--grpc_python_out=$(GENERATED) --mypy_grpc_out=quiet:$(GENERATED) $(patsubst protos/%,%,$(filter %_service.proto,$(PROTOS)))
+
+chart: $(READY) ## render and check the Helm chart (needs helm on the PATH)
+	@deploy/helm/check
+
+bench: $(READY) ## measure the path from press to recording on this machine
+	@$(BIN)/sightline bench
 
 lock: $(READY) ## resolve the lock files anew
-	@$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 \
-		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
-	@$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 \
-		--extra tools --extra dev --custom-compile-command "make lock" pyproject.toml -o requirements-dev.lock
+	@$(COMPILE) --upgrade -o requirements.lock
+	@$(COMPILE) --upgrade --extra tools --extra dev -o requirements-dev.lock
 
-.PHONY: help setup proto lock
+clean: ## stop the local stack and remove its data, the environment and caches
+	@[ ! -x $(BIN)/sightline ] || $(BIN)/sightline stack down --purge
+	@rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.PHONY: help setup demo test lint format proto generate chart bench lock clean

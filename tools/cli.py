@@ -36,6 +36,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Data = Annotated[Path, typer.Option("--data", envvar="SIGHTLINE_DATA", help="Folder of the stack's data.")]
 
 
+@app.callback()
+def options(plain: Annotated[bool, typer.Option("--plain", help="No moving pictures: for logs.")] = False) -> None:
+    """Options of every command."""
+    if plain:
+        global out, err
+        out, err = Console(force_terminal=False, width=140), Console(stderr=True, force_terminal=False, width=140)
+
+
 def _say(text: str) -> None:
     err.print(f"[dim]{text}[/dim]")
 
@@ -60,11 +68,12 @@ def _simulate(stack: Stack) -> None:
 def stack_up(
     data: Data = local.DEFAULT_DATA,
     lanes: Annotated[str, typer.Option(help="Joiner lanes, comma-separated.")] = "a",
+    services: Annotated[bool, typer.Option("--services/--without-services", help="Start the services too.")] = True,
     as_json: Json = False,
 ) -> None:
     """Bring the stack up; does nothing if it is up."""
     with err.status("starting") as status:
-        stack = local.up(data, status.update, lanes=tuple(lanes.split(",")))
+        stack = local.up(data, status.update, lanes=tuple(lanes.split(",")), services=services)
     _show(stack, as_json)
 
 
@@ -125,6 +134,19 @@ def token(user: str, data: Data = local.DEFAULT_DATA, as_json: Json = False) -> 
 
 
 @app.command()
+def credentials(kind: str, name: str, agency: str = "demo-pd", data: Data = local.DEFAULT_DATA, as_json: Json = False) -> None:
+    """Issue a certificate of the laptop CA, and print where everything is, as shell variables.
+
+    KIND is what the certificate is for: gateway, cad, camera, cli.
+    """
+    stack = _stack(data)
+    certificate, key = stack.ca.issue(agency, kind, name)
+    found = {"CA": stack.ca.certificate, "CERT": certificate, "KEY": key, "KAFKA": stack.kafka}
+    found |= {target.upper(): address for target, address in stack.targets.items()}
+    _print_json(found) if as_json else print("\n".join(f"export {variable}={value}" for variable, value in found.items()))
+
+
+@app.command()
 def drill(data: Data = local.DEFAULT_DATA, as_json: Json = False) -> None:
     """Raise one alarm, marked as an exercise, and show the time of each hop."""
     from tools.drill import drill as run_drill
@@ -141,6 +163,33 @@ def drill(data: Data = local.DEFAULT_DATA, as_json: Json = False) -> None:
         table.add_row(hop.name, f"{hop.since_press_ms:8.1f}", f"{hop.since_last_ms:8.1f}")
     out.print(table)
     out.print(f"trace {result.trace_id}")
+
+
+@app.command()
+def bench(
+    data: Data = local.DEFAULT_DATA,
+    presses: Annotated[int, typer.Option(help="How many presses.", min=10, max=10_000)] = 300,
+    rate: Annotated[float, typer.Option(help="Presses a second, open loop.", gt=0, le=200)] = 20,
+    as_json: Json = False,
+) -> None:
+    """Press at a steady rate and show the time to the OK and to the recording."""
+    from tools.bench import bench as run_bench
+
+    was_up = (there := Stack.load(data)) is not None and there.running
+    try:
+        with err.status("starting") as status:
+            stack = local.up(data, status.update)
+        found = asyncio.run(run_bench(stack, presses, rate))
+    finally:
+        if not was_up:
+            local.down(data, lambda text: None)
+    if as_json:
+        _print_json([asdict(line) for line in found])
+        return
+    table = Table("milliseconds from the press to", "p50", "p95", "p99", "max", title=f"{presses} presses, {rate:g}/s, open loop")
+    for line in found:
+        table.add_row(line.name, *(f"{value:8.1f}" for value in (line.p50, line.p95, line.p99, line.max)))
+    out.print(table)
 
 
 @app.command()

@@ -83,7 +83,8 @@ class Stack:
 def up(data: Path, progress: Progress, *, lanes: tuple[str, ...] = ("a",), extra: Mapping[str, Mapping[str, str]] | None = None) -> Stack:
     """Bring the stack up and return it; one that runs already is returned as it is.
 
-    `extra` are more settings by service, for tests that need shorter periods.
+    `extra` are more settings by service, for tests that need shorter periods. Without `services` all but the
+    services is started, and their settings are written, for containers to run them.
     """
     if (there := Stack.load(data)) and there.running:
         return there
@@ -98,8 +99,9 @@ def up(data: Path, progress: Progress, *, lanes: tuple[str, ...] = ("a",), extra
         create_topics(KafkaSettings(bootstrap=stack.kafka, security="PLAINTEXT"), 1)
         for name in WITH_TABLES:
             _migrate(stack, name)
-        _start_services(stack, lanes, extra or {})
-        _wait_ready(stack, progress)
+        _start_services(stack, lanes, extra or {}, start_them=services)
+        if services:
+            _wait_ready(stack, progress)
     except BaseException:
         stop_processes(stack)
         raise
@@ -175,21 +177,27 @@ def _migrate(stack: Stack, name: str) -> None:
     migrate(stack.database, name, ROOT / "services" / name / "migrations")
 
 
-def _start_services(stack: Stack, lanes: tuple[str, ...], extra: Mapping[str, Mapping[str, str]]) -> None:
+def _start_services(stack: Stack, lanes: tuple[str, ...], extra: Mapping[str, Mapping[str, str]], *, start_them: bool) -> None:
+    """Give every service its addresses and settings, as a file and, unless containers run them, as a process."""
     ports = iter(free_ports(2 * len(WITH_TABLES) + len(lanes)))
     stack.targets = {name: f"127.0.0.1:{next(ports)}" for name in WITH_TABLES}
-    for name in WITH_TABLES:
-        stack.health[name] = f"127.0.0.1:{next(ports)}"
-        _python(stack, name, [f"services.{name}"], service_environment(stack, name) | dict(extra.get(name, {})))
-    for lane in lanes:
-        name = f"joiner-{lane}"
-        stack.health[name] = f"127.0.0.1:{next(ports)}"
-        own = {
-            "SIGHTLINE_HEALTH_LISTEN": stack.health[name],
-            "SIGHTLINE_LANE": lane,
-            "SIGHTLINE_DATA_DIR": str(stack.data / "joiner"),
-        }
-        _python(stack, name, ["services.joiner"], _common(stack) | own | dict(extra.get("joiner", {})))
+    stack.health = {name: f"127.0.0.1:{next(ports)}" for name in (*WITH_TABLES, *(f"joiner-{lane}" for lane in lanes))}
+    environments = {name: service_environment(stack, name) | dict(extra.get(name, {})) for name in WITH_TABLES}
+    environments |= {f"joiner-{lane}": joiner_environment(stack, lane) | dict(extra.get("joiner", {})) for lane in lanes}
+    (stack.data / "env").mkdir(exist_ok=True)
+    for name, environment in environments.items():
+        (stack.data / "env" / f"{name}.env").write_text("".join(f"{key}={value}\n" for key, value in environment.items()))
+        if start_them:
+            _python(stack, name, [f"services.{name.partition('-')[0]}"], environment)
+
+
+def joiner_environment(stack: Stack, lane: str) -> dict[str, str]:
+    """The settings that a lane of this stack runs with."""
+    return _common(stack) | {
+        "SIGHTLINE_HEALTH_LISTEN": stack.health[f"joiner-{lane}"],
+        "SIGHTLINE_LANE": lane,
+        "SIGHTLINE_DATA_DIR": str(stack.data / "joiner"),
+    }
 
 
 def _common(stack: Stack) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""One folder a service; the files inside have the same names everywhere."""

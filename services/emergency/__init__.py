@@ -1,0 +1,1 @@
+"""Presses in, emergencies managed."""

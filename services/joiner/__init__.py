@@ -1,0 +1,1 @@
+"""The join of button and camera in Faust; Faust stays inside this folder."""

@@ -1,0 +1,1 @@
+"""Decisions become orders to cameras, reports become outcomes."""

@@ -1,0 +1,76 @@
+"""`make bench`: what a press takes on this machine, under a steady rate that does not wait for answers."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import Progress
+
+from tools.local.stack import Stack
+from tools.roster import member
+from tools.world import World, until
+
+OFFICERS = 100
+_FIRST_NUMBER = 2000
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measured distance, in milliseconds."""
+
+    name: str
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+
+def _line(name: str, milliseconds: list[float]) -> Line:
+    ordered = sorted(milliseconds)
+
+    def at(share: float) -> float:
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+    return Line(name, at(0.5), at(0.95), at(0.99), ordered[-1])
+
+
+async def bench(stack: Stack, presses: int, rate: float) -> list[Line]:
+    """Press `presses` times at `rate` a second; times count from when a press was due, so a stall is not hidden."""
+    members = [member("bench", _FIRST_NUMBER + n) for n in range(OFFICERS)]
+    answered: list[float] = []
+    ordered: list[float] = []
+    async with World(stack) as world:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("officers", total=OFFICERS)
+            await world.enrol(members)
+            for each in members:
+                await world.begin_shift(each)
+                await world.link(each)
+                progress.advance(task)
+
+            async def one(n: int, due: float) -> None:
+                each = members[n % OFFICERS]
+                camera = world.cameras[each.camera_ids[0]]
+                camera.recording, before = False, len(camera.starts)
+                pressed = await world.press(each.radio)
+                answered.append((time.monotonic() - due) * 1000)
+
+                async def started() -> bool:
+                    return len(camera.starts) > before
+
+                await until(started, f"camera of {each.officer_id}")
+                ordered.append((camera.starts[-1][1].timestamp() - (time.time() - (time.monotonic() - due))) * 1000)
+                await world.states(pressed.emergency_id)
+                await world.clear(pressed.emergency_id)
+                progress.advance(task)
+
+            task = progress.add_task("presses", total=presses)
+            start = time.monotonic()
+            running = []
+            for n in range(presses):
+                due = start + n / rate
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                running.append(asyncio.create_task(one(n, due)))
+            await asyncio.gather(*running)
+    return [_line("OK at the gateway (committed)", answered), _line("the camera records", ordered)]
