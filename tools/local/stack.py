@@ -80,7 +80,14 @@ class Stack:
         return bool(self.processes) and all(process.alive() for process in self.processes)
 
 
-def up(data: Path, progress: Progress, *, lanes: tuple[str, ...] = ("a",), extra: Mapping[str, Mapping[str, str]] | None = None) -> Stack:
+def up(
+    data: Path,
+    progress: Progress,
+    *,
+    lanes: tuple[str, ...] = ("a",),
+    extra: Mapping[str, Mapping[str, str]] | None = None,
+    services: bool = True,
+) -> Stack:
     """Bring the stack up and return it; one that runs already is returned as it is.
 
     `extra` are more settings by service, for tests that need shorter periods. Without `services` all but the
