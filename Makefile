@@ -8,7 +8,7 @@ READY := .venv/ready
 PROTOS := $(shell find protos -name '*.proto')
 INCLUDES := -I protos -I third_party/protovalidate
 GENERATED ?= libs
-COMPILE := $(BIN)/uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 \
+COMPILE := $(BIN)/uv pip compile -q --generate-hashes --python-version 3.11 \
 	--custom-compile-command "make lock" pyproject.toml
 DEMO_TEST_SECONDS ?= 30
 

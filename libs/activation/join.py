@@ -36,7 +36,7 @@ def join(emergency: Emergency, duty: DutyRecord | None, *, duty_is_fresh: bool =
 def _by_record(emergency: Emergency, duty: DutyRecord, duty_is_fresh: bool) -> ActivationDecision | None:
     """Compare the record with the pin; a difference is for a person to settle."""
     subject = emergency.subject
-    held = _at(duty, emergency.clocks.press_time.ToDatetime(UTC))
+    held = _at(duty, emergency.epoch_started_at.ToDatetime(UTC))
     holder = held.officer_id if held else ""
     if subject.state in (SubjectState.SUBJECT_STATE_UNPINNED, SubjectState.SUBJECT_STATE_UNSPECIFIED):
         if not duty_is_fresh:

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
-import psycopg
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
 from google.protobuf.message import Message as Protobuf
-from psycopg_pool import PoolTimeout
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from uuid_utils import uuid7
 
@@ -25,8 +23,11 @@ from chassis.settings import KafkaSettings
 
 M = TypeVar("M", bound=Protobuf)
 # Failures of our surroundings: the record is good and waits until they pass.
-TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, KafkaException, Unavailable, TimeoutError, OSError)
+TRANSIENT = (KafkaException, Unavailable, TimeoutError, OSError)
 DLQ_RETENTION = timedelta(days=30)
+_DELIVERY_S = 10.0
+# A dead letter is larger than what it keeps, which may have come compressed.
+MAX_PUBLISHED, MAX_KEPT = 2 * 1024 * 1024, 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Topic:
     partitions: int
     retention: timedelta
     cleanup: Literal["delete", "compact"] = "delete"
+    max_bytes: int = 256 * 1024
 
     def config(self) -> dict[str, str]:
         """The broker's settings of this topic."""
@@ -48,13 +50,14 @@ class Topic:
             "cleanup.policy": self.cleanup,
             "message.timestamp.type": "LogAppendTime",
             "retention.ms": str(int(self.retention.total_seconds() * 1000)),
-            "max.message.bytes": str(256 * 1024),
+            "max.message.bytes": str(self.max_bytes),
             "unclean.leader.election.enable": "false",
         }
 
     def dlq(self) -> "Topic":
         """Where this topic's poison goes; any bytes."""
-        return Topic(f"{self.name}.dlq", Protobuf, "reader/topic/partition/offset", "its readers", (), 1, DLQ_RETENTION)
+        place = "reader/topic/partition/offset"
+        return Topic(f"{self.name}.dlq", Protobuf, place, "its readers", (), 1, DLQ_RETENTION, max_bytes=MAX_PUBLISHED)
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,15 @@ def parse(kind: type[M], value: bytes) -> M:
         raise PoisonError(f"not a {kind.DESCRIPTOR.full_name}: {error}") from error
 
 
+def _settle(delivered: "asyncio.Future[None]", error: Exception | None) -> None:
+    if delivered.done():
+        return
+    if error is None:
+        delivered.set_result(None)
+    else:
+        delivered.set_exception(error)
+
+
 def client_config(settings: KafkaSettings) -> dict[str, Any]:
     """What every librdkafka client here has in common; short reconnects, because somebody waits."""
     config: dict[str, Any] = {
@@ -164,41 +176,61 @@ class Publisher:
             "delivery.timeout.ms": 5000,
             "partitioner": "murmur2_random",
             "queue.buffering.max.messages": 100_000,
+            "message.max.bytes": MAX_PUBLISHED,
         }
         self._producer = Producer(self._config)
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="kafka-publisher", daemon=True)
         self._thread.start()
 
     async def publish(self, record: Record) -> None:
-        """Return once the record is durable; KafkaException or Unavailable otherwise."""
-        loop = asyncio.get_running_loop()
+        """Return once the record is durable; KafkaException or Unavailable otherwise, after a bounded time."""
+        loop = self._loop = asyncio.get_running_loop()
         delivered: asyncio.Future[None] = loop.create_future()
 
         def on_delivery(error: KafkaError | None, _: Message) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is gone at shutdown
-                loop.call_soon_threadsafe(self._settle, delivered, error)
+                loop.call_soon_threadsafe(_settle, delivered, KafkaException(error) if error else None)
 
         headers: list[tuple[str, str | bytes | None]] = list(record.headers.items())
+        producer = self._producer
         try:
-            self._producer.produce(record.topic, record.value, record.key, headers=headers, on_delivery=on_delivery)
+            producer.produce(record.topic, record.value, record.key, headers=headers, on_delivery=on_delivery)
         except BufferError as error:
             raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "the publishing queue is full") from error
-        await delivered
+        except KafkaException as error:
+            self._renew_if_fatal(producer, error)
+            raise
+        self._waiting.add(delivered)
+        try:
+            await asyncio.wait_for(delivered, _DELIVERY_S)
+        except KafkaException as error:
+            self._renew_if_fatal(producer, error)
+            raise
+        finally:
+            self._waiting.discard(delivered)
 
-    def _settle(self, delivered: asyncio.Future[None], error: KafkaError | None) -> None:
-        if error is not None and error.fatal():
-            self._producer = Producer(self._config)  # an idempotent producer does not recover by itself
-        if delivered.done():
+    def _renew_if_fatal(self, producer: Producer, error: KafkaException) -> None:
+        """An idempotent producer does not recover from a fatal error by itself: what waits on it fails, a new one begins."""
+        if producer is not self._producer or not error.args[0].fatal():
             return
-        if error is None:
-            delivered.set_result(None)
-        else:
-            delivered.set_exception(KafkaException(error))
+        telemetry.log().error("the producer failed for good and is replaced", error=str(error))
+        self._producer = Producer(self._config)
+        for delivered in list(self._waiting):
+            _settle(delivered, Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "the producer was replaced"))
 
     def _poll(self) -> None:
         while not self._stopping.is_set():
-            self._producer.poll(0.1)
+            producer = self._producer
+            try:
+                producer.poll(0.1)
+            except KafkaException as error:
+                if self._loop is not None:
+                    with contextlib.suppress(RuntimeError):
+                        self._loop.call_soon_threadsafe(self._renew_if_fatal, producer, error)
+                self._stopping.wait(0.1)
 
     async def close(self) -> None:
         """Give what is under way a last chance; what fails stays in the outbox."""

@@ -152,6 +152,8 @@ class Database:
             await _surely(connection.commit())
             self._publish_soon(ids, tx.emitted)
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            if not _passes(error):
+                raise
             raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "the database did not commit") from error
         finally:
             await _surely(self._pool.putconn(connection))  # rolls back what is not committed
@@ -189,6 +191,14 @@ class Database:
             except TRANSIENT as error:
                 telemetry.log().warning("sweep waits", error=str(error))
             await asyncio.sleep(0.3)
+
+
+def _passes(error: psycopg.Error) -> bool:
+    """Whether the same may work later. What the data itself makes fail (a key too long, say) is not the database's state.
+
+    Connection lost, rolled back to be repeated, out of resources, locked, stopped by an operator.
+    """
+    return error.sqlstate is None or error.sqlstate[:2] in ("08", "40", "53", "55", "57")
 
 
 async def _surely(work: Awaitable[T]) -> T:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from chassis import telemetry
-from chassis.bus import TRANSIENT, Publisher, Received, Record, Topic, client_config
+from chassis.bus import MAX_KEPT, TRANSIENT, Publisher, Received, Record, Topic, client_config
 from chassis.errors import PoisonError
 from chassis.settings import KafkaSettings
 
@@ -155,7 +155,8 @@ class Reader:
 
 def dead_letter(reader: str, received: Received, error: Exception) -> Record:
     """The record that goes to `<topic>.dlq`."""
-    headers = {name: value.decode("utf-8", "replace") for name, value in received.headers.items() if len(value) <= 1024}
+    headers = {name: value.decode("utf-8", "replace") for name, value in received.headers.items() if len(name) + len(value) <= 1024}
+    headers = dict(list(headers.items())[:50])
     place = f"{reader}/{received.topic}/{received.partition}/{received.offset}"
     headers |= {
         "dlq_reader": reader,
@@ -164,4 +165,6 @@ def dead_letter(reader: str, received: Received, error: Exception) -> Record:
         "dlq_partition": str(received.partition),
         "dlq_offset": str(received.offset),
     }
-    return Record(f"{received.topic}.dlq", place.encode(), received.value, headers)
+    if len(received.value) > MAX_KEPT:
+        headers["dlq_truncated_from"] = str(len(received.value))
+    return Record(f"{received.topic}.dlq", place.encode(), received.value[:MAX_KEPT], headers)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from chassis import telemetry
@@ -10,13 +10,14 @@ from chassis.bus import TRANSIENT
 from chassis.clock import Clock
 from chassis.paging import page_cursor, page_token
 from chassis.rpc import caller
+from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.activation.v1.activation_pb2 import ActivationResult
 from sightline.emergency.v1 import emergency_pb2
 from sightline.emergency.v1 import emergency_service_pb2 as pb
 from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceServicer
 
 from services.emergency.events import from_radio, to_emergency
-from services.emergency.model import Disposition, Place, Press, Status, cancelled_key, press_key, read_clocks
+from services.emergency.model import Disposition, Place, Press, Status, press_keys, read_clocks
 from services.emergency.service import EmergencyService, Seen, Viewed, who_of
 
 _DEFAULT_PAGE = 50
@@ -73,19 +74,22 @@ class EmergencyApi(EmergencyServiceServicer):
         return pb.RaiseAlarmResponse(emergency_id=answer.emergency_id, version=answer.version, outcome=outcome)
 
     def _press(self, request: pb.RaiseAlarmRequest) -> Press:
-        source = request.source_time.ToDatetime(UTC) if request.HasField("source_time") else None
-        received, sent = request.received_at.ToDatetime(UTC), request.sent_at.ToDatetime(UTC)
-        radio = from_radio(request.radio)
+        source = _time(request.source_time) if request.HasField("source_time") else None
+        unreadable = request.HasField("source_time") and source is None
+        received, sent, now = _time(request.received_at), _time(request.sent_at), self._clock.now()
+        radio, gateway = from_radio(request.radio), who_of(caller().actor)
+        key, request_key = press_keys(gateway.agency_id, radio, request.request_id, _counter(request))
         place = request.position
         accuracy = place.accuracy_m if place.HasField("accuracy_m") else None
         return Press(
-            key=press_key(radio, request.request_id, _counter(request)),
-            request_id=request.request_id,
+            key=key,
+            request_key=request_key,
+            request_id=request.request_id.lower(),
             radio=radio,
-            clocks=read_clocks(received, sent, source, self._clock.now(), self._service.age_gate),
+            clocks=read_clocks(received, sent, source, now, self._service.age_gate, unreadable=unreadable),
             status=Status.EXERCISE if request.status == emergency_pb2.ALARM_STATUS_EXERCISE else Status.ACTUAL,
-            gateway=who_of(caller().actor),
-            radio_alias=request.radio_alias,
+            gateway=gateway,
+            radio_alias=request.radio_alias.replace("\0", ""),  # fixed-width fields come padded; no reason to refuse a press
             talkgroup_id=request.talkgroup_id,
             position=Place(place.latitude, place.longitude, accuracy) if request.HasField("position") else None,
         )
@@ -93,8 +97,9 @@ class EmergencyApi(EmergencyServiceServicer):
     async def CancelAlarm(self, request: pb.CancelAlarmRequest, context: Any) -> pb.CancelAlarmResponse:
         """Note that the wearer took a press back."""
         radio, named = from_radio(request.radio), request.press_request_id
-        key = cancelled_key(radio, named, _counter(request))
-        found = await self._service.cancel_alarm(who_of(caller().actor), radio, key, named, request.note)
+        gateway = who_of(caller().actor)
+        key, _ = press_keys(gateway.agency_id, radio, named, _counter(request))
+        found = await self._service.cancel_alarm(gateway, radio, key, named, request.note)
         return pb.CancelAlarmResponse(emergency_id=found)
 
     async def Acknowledge(self, request: pb.AcknowledgeRequest, context: Any) -> pb.AcknowledgeResponse:
@@ -138,6 +143,14 @@ class EmergencyApi(EmergencyServiceServicer):
             if first:
                 yield pb.WatchEmergenciesResponse(snapshot_complete=True)
                 first = False
+
+
+def _time(stamp: Timestamp) -> datetime | None:
+    """A stamp as a time; None if it is no time at all."""
+    try:
+        return stamp.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _counter(request: pb.RaiseAlarmRequest | pb.CancelAlarmRequest) -> tuple[int, int] | None:

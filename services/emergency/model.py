@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from chassis.errors import Changed, InvalidRequest, WrongState
+from chassis.errors import Changed, WrongState
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 # A counter's press key and a waiting cancel match this long; afterwards an equal key is another press.
@@ -18,6 +18,8 @@ KEY_LIFE = timedelta(minutes=30)
 RELATED = timedelta(hours=4)
 # Clocks that differ by more than this cannot both be right.
 CLOCK_TOLERANCE = timedelta(seconds=5)
+# A gateway that says it kept a press for longer had its clock set in between.
+WAITED_AT_MOST = timedelta(hours=24)
 
 
 class Status(StrEnum):
@@ -118,6 +120,7 @@ class Press:
     """One press as the gateway sent it."""
 
     key: str
+    request_key: str
     request_id: str
     radio: RadioId
     clocks: Clocks
@@ -126,6 +129,10 @@ class Press:
     radio_alias: str = ""
     talkgroup_id: int = 0
     position: Place | None = None
+
+    def is_stale(self, age_gate: timedelta) -> bool:
+        """Whether it was too old on arrival to start a camera."""
+        return self.clocks.platform_received_at - self.clocks.press_time >= age_gate
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,7 @@ class Emergency:
     clocks: Clocks
     stale_on_arrival: bool
     last_press_at: datetime
+    last_press_key: str
     gateway_id: str
     repeat_count: int = 0
     acknowledged: Fact | None = None
@@ -160,20 +168,43 @@ class Emergency:
         """Whether it goes on."""
         return self.cleared is None
 
-    def fold(self, press: Press) -> "Emergency":
-        """Another press of the same radio: counted, refreshes the place, and takes back an earlier cancel."""
+    def fold(self, press: Press, subject: Subject, age_gate: timedelta, cancel: Fact | None = None) -> "Emergency":
+        """Another press of the same radio: counted, refreshes the place, and takes back a cancel of an earlier one.
+
+        `cancel` is one that came before this very press.
+        It is a new epoch, which starts cameras, if the present one can start none any more, or if somebody else holds
+        the radio now: whoever presses gets a camera.
+        """
         self._require_open()
-        cancelled_before = self.cancel_requested and self.cancel_requested.at <= press.clocks.platform_received_at
-        return self._next(
+        newer = press.clocks.press_time >= self.last_press_at
+        folded = self._next(
             repeat_count=self.repeat_count + 1,
             last_press_at=max(self.last_press_at, press.clocks.press_time),
+            last_press_key=press.key if newer else self.last_press_key,
             position=press.position or self.position,
-            cancel_requested=None if cancelled_before else self.cancel_requested,
+            cancel_requested=cancel if newer else self.cancel_requested,
+        )
+        if press.is_stale(age_gate) or not self._needs_new_epoch(press, subject):
+            return folded
+        at = press.clocks.press_time
+        return replace(
+            folded,
+            epoch=self.epoch + 1,
+            epoch_started_at=at,
+            activation_expires_at=at + age_gate,
+            stale_on_arrival=False,
+            subject=self.subject if self.subject.state == SubjectState.BOUND else subject,
         )
 
-    def request_cancel(self, fact: Fact) -> "Emergency":
-        """The wearer says that it was a mistake: a fact for dispatch, which stops nothing. A repeat changes nothing."""
-        if not self.is_open or self.cancel_requested:
+    def _needs_new_epoch(self, press: Press, subject: Subject) -> bool:
+        over = (self.stale_on_arrival and self.epoch == 1) or press.clocks.press_time >= self.activation_expires_at
+        settled = (SubjectState.HELD, SubjectState.NOBODY, SubjectState.RADIO_UNKNOWN)
+        other = subject.state == SubjectState.HELD and self.subject.state in settled and subject.officer_id != self.subject.officer_id
+        return over or other
+
+    def request_cancel(self, fact: Fact, key: str) -> "Emergency":
+        """The wearer took a press back: a fact for dispatch, which stops nothing. Only the newest press can be taken back."""
+        if not self.is_open or self.cancel_requested or key != self.last_press_key:
             return self
         return self._next(cancel_requested=fact)
 
@@ -215,19 +246,30 @@ class Emergency:
             raise Changed(Reason.ERROR_REASON_VERSION_CONFLICT, "the emergency has changed; look again", metadata=version)
 
 
-def read_clocks(received_at: datetime, sent_at: datetime, source: datetime | None, now: datetime, age_gate: timedelta) -> Clocks:
+def read_clocks(
+    received_at: datetime | None,
+    sent_at: datetime | None,
+    source: datetime | None,
+    now: datetime,
+    age_gate: timedelta,
+    *,
+    unreadable: bool = False,
+) -> Clocks:
     """Time of a press out of three clocks. Only the difference of the gateway's two times counts, never its clock.
 
-    No alarm is refused for its clocks: what cannot be right is marked, and counts as pressed now.
+    No alarm is refused for its clocks: what cannot be right is marked, and counts as pressed now. None, and
+    `unreadable`, stand for a time that is no time at all.
     """
-    waited = sent_at - received_at
-    skew = sent_at - now
-    suspect = waited < timedelta(0) or abs(skew) > CLOCK_TOLERANCE
-    press_time = now - max(waited, timedelta(0))
+    received, sent = received_at or now, sent_at or now
+    waited, skew = sent - received, sent - now
+    suspect = unreadable or received_at is None or sent_at is None or abs(skew) > CLOCK_TOLERANCE
+    if received_at is None or sent_at is None or not timedelta(0) <= waited <= WAITED_AT_MOST:
+        waited, suspect = timedelta(0), True
+    press_time = now - waited
     if source is not None:
         ahead, behind = source - press_time, press_time - source
         suspect = suspect or ahead > CLOCK_TOLERANCE or behind > max(age_gate, CLOCK_TOLERANCE)
-    return Clocks(received_at, sent_at, now, press_time, skew, suspect, source)
+    return Clocks(received, sent, now, press_time, skew, suspect, source)
 
 
 def open_emergency(
@@ -250,8 +292,9 @@ def open_emergency(
         status=press.status,
         subject=subject,
         clocks=clocks,
-        stale_on_arrival=clocks.platform_received_at - clocks.press_time >= age_gate,
+        stale_on_arrival=press.is_stale(age_gate),
         last_press_at=clocks.press_time,
+        last_press_key=press.key,
         gateway_id=press.gateway.id,
         cancel_requested=cancel,
         related_to=previous.emergency_id if previous and related else "",
@@ -261,13 +304,13 @@ def open_emergency(
     )
 
 
-def press_key(radio: RadioId, request_id: str, counter: tuple[int, int] | None) -> str:
-    """What tells one press from another: the counter with its boot epoch where there is one, else the request."""
-    return f"{radio}/c{counter[1]}.{counter[0]}" if counter else f"{radio}/r{request_id}"
+def press_keys(agency_id: str, radio: RadioId, request_id: str, counter: tuple[int, int] | None) -> tuple[str, str]:
+    """What tells one press from another, and the key of its request.
 
-
-def cancelled_key(radio: RadioId, request_id: str, counter: tuple[int, int] | None) -> str:
-    """Key of the press that a cancel names; InvalidRequest if it names none."""
-    if counter is None and not request_id:
-        raise InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, "give press or press_request_id")
-    return press_key(radio, request_id, counter)
+    The first is the counter with its boot epoch where there is one, else the request. A counter of zeros is none: some
+    gateways always send one. The agency is part of both, so that no agency can touch another's presses.
+    """
+    request_key = f"{agency_id}/{radio}/r{request_id.lower()}" if request_id else ""
+    if counter is None or 0 in counter:
+        return request_key, request_key
+    return f"{agency_id}/{radio}/c{counter[1]}.{counter[0]}", request_key

@@ -67,15 +67,15 @@ class Emergencies(Protocol):
 
     async def lock_radio(self, tx: Transaction, radio: RadioId) -> None: ...
     async def known_press(self, tx: Transaction, press: Press) -> KnownPress | None: ...
-    async def emergency_of_press(self, tx: Transaction, key: str, since: datetime) -> Emergency | None: ...
-    async def press_of_other_radio(self, tx: Transaction, radio: RadioId, request_id: str) -> bool: ...
-    async def newest_of_radio(self, tx: Transaction, radio: RadioId) -> Emergency | None: ...
+    async def emergency_of_press(self, tx: Transaction, key: str, since: datetime) -> tuple[Emergency, str] | None: ...
+    async def press_of_other_radio(self, tx: Transaction, radio: RadioId, agency_id: str, request_id: str) -> bool: ...
+    async def newest_of_radio(self, tx: Transaction, radio: RadioId, agency_id: str) -> Emergency | None: ...
     async def get(self, tx: Transaction, emergency_id: str, *, lock: bool = False) -> Emergency | None: ...
     async def insert(self, tx: Transaction, emergency: Emergency) -> None: ...
     async def update(self, tx: Transaction, emergency: Emergency) -> None: ...
     async def add_press(self, tx: Transaction, press: Press, answer: KnownPress) -> None: ...
     async def keep_cancel(self, tx: Transaction, key: str, fact: Fact) -> None: ...
-    async def take_cancel(self, tx: Transaction, key: str, since: datetime) -> Fact | None: ...
+    async def take_cancel(self, tx: Transaction, press: Press) -> Fact | None: ...
     async def page(self, tx: Transaction, agency_id: str | None, is_open: bool | None, before: str, limit: int) -> list[Emergency]: ...
     async def unpinned(self, tx: Transaction, limit: int) -> list[Emergency]: ...
     async def seen(self, tx: Transaction, lately: timedelta) -> list[Seen]: ...
@@ -163,16 +163,16 @@ class EmergencyService:
 
     async def _take(self, tx: Transaction, press: Press, subject: Subject) -> KnownPress:
         """Fold the press into the radio's open emergency, or open one."""
-        newest = await self._store.newest_of_radio(tx, press.radio)
+        newest = await self._store.newest_of_radio(tx, press.radio, press.gateway.agency_id)
+        cancel = await self._store.take_cancel(tx, press)
         if newest and newest.is_open:
             if newest.status != Status.EXERCISE or press.status == Status.EXERCISE:
-                folded = newest.fold(press)
+                folded = newest.fold(press, subject, self.age_gate, cancel)
                 await self._save(tx, folded, "emergency.repeated", press.gateway)
                 return KnownPress(folded.emergency_id, folded.version, "FOLDED")
             # A real alarm ends the drill of the same officer; both are kept.
             newest = newest.clear(Fact(_SYSTEM, press.clocks.platform_received_at), Disposition.SUPERSEDED_BY_ACTUAL)
             await self._save(tx, newest, "emergency.cleared", _SYSTEM)
-        cancel = await self._store.take_cancel(tx, press.key, press.clocks.platform_received_at - KEY_LIFE)
         emergency = open_emergency(str(uuid7()), press, subject, self.age_gate, newest, cancel)
         await self._store.insert(tx, emergency)
         self._announcer.announce(tx, emergency)
@@ -190,15 +190,14 @@ class EmergencyService:
         fact = Fact(gateway, self._clock.now(), note)
         async with self._database.transaction() as tx:
             await self._store.lock_radio(tx, radio)
-            if request_id and await self._store.press_of_other_radio(tx, radio, request_id):
+            if request_id and await self._store.press_of_other_radio(tx, radio, gateway.agency_id, request_id):
                 raise Forbidden(Reason.ERROR_REASON_CANCEL_FROM_OTHER_RADIO, "that press is another radio's")
-            emergency = await self._store.emergency_of_press(tx, key, fact.at - KEY_LIFE)
-            if emergency is None:
+            found = await self._store.emergency_of_press(tx, key, fact.at - KEY_LIFE)
+            if found is None:
                 await self._store.keep_cancel(tx, key, fact)
                 return ""
-            if emergency.agency_id != gateway.agency_id:
-                raise Forbidden(Reason.ERROR_REASON_OTHER_AGENCY, "this belongs to another agency")
-            await self._save_if_new(tx, emergency, emergency.request_cancel(fact), "emergency.cancel_requested", gateway)
+            emergency, pressed = found
+            await self._save_if_new(tx, emergency, emergency.request_cancel(fact, pressed), "emergency.cancel_requested", gateway)
         self.changed.set()
         return emergency.emergency_id
 
@@ -230,7 +229,7 @@ class EmergencyService:
         async with self._database.transaction() as tx:
             waiting = await self._store.unpinned(tx, _FILL_BATCH)
         for each in waiting:
-            holder = await self._registry.holder(each.radio, each.clocks.press_time, each.agency_id)
+            holder = await self._registry.holder(each.radio, each.epoch_started_at, each.agency_id)
             if holder is None:
                 return  # it still does not answer
             async with self._database.transaction() as tx:

@@ -26,33 +26,35 @@ class Store:
         """What an equal press was answered: same request, or same counter within the key's life."""
         row = await tx.one(
             "SELECT emergency_id::text, version, outcome FROM press"
-            " WHERE key = %s AND (received_at > %s OR request_id = %s) ORDER BY received_at DESC LIMIT 1",
-            [press.key, press.clocks.platform_received_at - KEY_LIFE, press.request_id],
+            " WHERE request_key = %s OR (key = %s AND received_at > %s) ORDER BY press_id DESC LIMIT 1",
+            [press.request_key, press.key, press.clocks.platform_received_at - KEY_LIFE],
         )
         return KnownPress(**row) if row else None
 
-    async def emergency_of_press(self, tx: Transaction, key: str, since: datetime) -> Emergency | None:
-        """The emergency that a named press belongs to."""
+    async def emergency_of_press(self, tx: Transaction, key: str, since: datetime) -> tuple[Emergency, str] | None:
+        """The emergency that a named press belongs to, and the press's own key."""
         row = await tx.one(
-            "SELECT document FROM emergency JOIN press USING (emergency_id)"
-            " WHERE key = %s AND received_at > %s ORDER BY press_id DESC LIMIT 1 FOR UPDATE OF emergency",
-            [key, since],
+            "SELECT document, key FROM emergency JOIN press USING (emergency_id)"
+            " WHERE (key = %s OR request_key = %s) AND received_at > %s ORDER BY press_id DESC LIMIT 1 FOR UPDATE OF emergency",
+            [key, key, since],
         )
-        return _emergency(row)
+        return (_EMERGENCY.validate_python(row["document"]), row["key"]) if row else None
 
-    async def press_of_other_radio(self, tx: Transaction, radio: RadioId, request_id: str) -> bool:
-        """Whether another radio's press had this request_id."""
+    async def press_of_other_radio(self, tx: Transaction, radio: RadioId, agency_id: str, request_id: str) -> bool:
+        """Whether another radio's press, through the same agency, had this request_id."""
         found = await tx.one(
-            "SELECT 1 FROM press JOIN emergency USING (emergency_id) WHERE request_id = %s AND radio <> %s LIMIT 1",
-            [request_id, str(radio)],
+            "SELECT 1 FROM press JOIN emergency USING (emergency_id) WHERE request_id = %s AND agency_id = %s AND radio <> %s LIMIT 1",
+            [request_id.lower(), agency_id, str(radio)],
         )
         return found is not None
 
-    async def newest_of_radio(self, tx: Transaction, radio: RadioId) -> Emergency | None:
-        """The radio's open emergency, else its newest."""
+    async def newest_of_radio(self, tx: Transaction, radio: RadioId, agency_id: str) -> Emergency | None:
+        """The radio's open emergency in an agency, else its newest."""
         return _emergency(
             await tx.one(
-                "SELECT document FROM emergency WHERE radio = %s ORDER BY is_open DESC, emergency_id DESC LIMIT 1 FOR UPDATE", [str(radio)]
+                "SELECT document FROM emergency WHERE radio = %s AND agency_id = %s"
+                " ORDER BY is_open DESC, emergency_id DESC LIMIT 1 FOR UPDATE",
+                [str(radio), agency_id],
             )
         )
 
@@ -81,8 +83,17 @@ class Store:
     async def add_press(self, tx: Transaction, press: Press, answer: KnownPress) -> None:
         """Remember a press and its answer."""
         await tx.execute(
-            "INSERT INTO press (key, request_id, received_at, emergency_id, version, outcome) VALUES (%s, %s, %s, %s, %s, %s)",
-            [press.key, press.request_id, press.clocks.platform_received_at, answer.emergency_id, answer.version, answer.outcome],
+            "INSERT INTO press (key, request_key, request_id, received_at, emergency_id, version, outcome)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            [
+                press.key,
+                press.request_key,
+                press.request_id,
+                press.clocks.platform_received_at,
+                answer.emergency_id,
+                answer.version,
+                answer.outcome,
+            ],
         )
 
     async def keep_cancel(self, tx: Transaction, key: str, fact: Fact) -> None:
@@ -91,9 +102,10 @@ class Store:
         await tx.execute("INSERT INTO pending_cancel (key, at, fact) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
                          [key, fact.at, Jsonb(_FACT.dump_python(fact, mode="json"))])  # fmt: skip
 
-    async def take_cancel(self, tx: Transaction, key: str, since: datetime) -> Fact | None:
-        """The cancel that waits for this press."""
-        row = await tx.one("DELETE FROM pending_cancel WHERE key = %s RETURNING at, fact", [key])
+    async def take_cancel(self, tx: Transaction, press: Press) -> Fact | None:
+        """The cancel that waits for this press, by either of its names."""
+        row = await tx.one("DELETE FROM pending_cancel WHERE key IN (%s, %s) RETURNING at, fact", [press.key, press.request_key])
+        since = press.clocks.platform_received_at - KEY_LIFE
         return _FACT.validate_python(row["fact"]) if row and row["at"] > since else None
 
     async def page(self, tx: Transaction, agency_id: str | None, is_open: bool | None, before: str, limit: int) -> list[Emergency]:

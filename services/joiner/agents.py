@@ -1,13 +1,16 @@
 """What a lane does: topic → agent. Faust forgets an event whose handler raises, so no body here ever raises."""
 
+import asyncio
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import faust
 from activation import join
+from aiokafka.errors import KafkaError
 from chassis import telemetry
 from chassis.bus import Received, Record, parse
+from chassis.errors import PoisonError
 from chassis.reader import Handler, dead_letter
 from contracts.topics import ACTIVATION_DECISION, EMERGENCY_EVENT, REGISTRY_DUTY, radio_key
 from faust.types import EventT, StreamT
@@ -15,6 +18,8 @@ from sightline.emergency.v1.emergency_pb2 import Emergency, EmergencyEvent
 from sightline.registry.v1.duty_pb2 import DutyRecord
 
 from services.joiner.tables import Decided, Freshness, Parked, duty_table, newer
+
+_ATTEMPTS, _PAUSE_S = 40, 0.25  # ten seconds, less than the group takes to give our partitions away
 
 
 class Lane:
@@ -30,29 +35,32 @@ class Lane:
 
     async def _read_duty(self, stream: StreamT[bytes]) -> None:
         async for event in stream.events():
-            await self._guard("joiner", event, self._take_duty)
+            await self._guard(event, self._take_duty)
 
     async def _read_emergencies(self, stream: StreamT[bytes]) -> None:
         async for event in stream.events():
-            await self._guard("joiner", event, self._take_emergency)
+            await self._guard(event, self._take_emergency)
 
     async def _take_duty(self, received: Received) -> None:
-        """A newer record replaces the known one, and may be what a parked press waits for."""
+        """A newer record replaces the known one, and may be what parked presses wait for."""
         record = parse(DutyRecord, received.value)
         self._fresh.heard(received.partition, received.time)
         if newer(record, self._duty.get(received.key)):
             self._duty[received.key] = received.value
-        if waiting := self._parked.take(received.key):
-            await self._decide(received.key, received.partition, *waiting)
+        for emergency, traceparent in self._parked.of(received.key):
+            await self._decide(received.key, received.partition, emergency, traceparent)
 
     async def _take_emergency(self, received: Received) -> None:
         """Each open (emergency, epoch) is answered once."""
         emergency = parse(EmergencyEvent, received.value).emergency
-        if emergency not in self._decided:
-            await self._decide(radio_key(emergency.radio), received.partition, emergency, received.traceparent)
+        if not emergency.emergency_id:
+            raise PoisonError("an event without an emergency")
+        await self._decide(radio_key(emergency.radio), received.partition, emergency, received.traceparent)
 
     async def _decide(self, radio: bytes, partition: int, emergency: Emergency, traceparent: str | None) -> None:
         """Join and publish, or park until the radio's record arrives."""
+        if emergency in self._decided:
+            return
         known = self._duty.get(radio)
         duty = DutyRecord.FromString(known) if known is not None else None
         with telemetry.span("joiner join", parent=traceparent, attributes={"emergency.id": emergency.emergency_id}):
@@ -61,21 +69,31 @@ class Lane:
                 subject = f"emergencies/{emergency.emergency_id}"
                 await self._send(Record.of(ACTIVATION_DECISION, radio, decision, source=f"joiner/{self._lane}", subject=subject))
                 self._decided.add(emergency)
-            elif not emergency.HasField("cleared"):
-                telemetry.log().info("parked", emergency=emergency.emergency_id, have=duty.version if duty else None)
-                self._parked.put(radio, emergency, traceparent)
+        if decision is not None or emergency.HasField("cleared"):
+            self._parked.remove(radio, emergency)
+        else:
+            telemetry.log().info("parked", emergency=emergency.emergency_id, have=duty.version if duty else None)
+            self._parked.put(radio, emergency, traceparent)
 
-    async def _guard(self, reader: str, event: EventT[bytes], handle: Handler) -> None:
-        """Handle an event; whatever goes wrong with it goes to the DLQ; if that fails, the process ends at once."""
-        received = _received(event)
-        try:
-            await handle(received)
-        except Exception as error:
-            telemetry.log().exception("dead letter", topic=received.topic, offset=received.offset)
+    async def _guard(self, event: EventT[bytes], handle: Handler) -> None:
+        """Handle an event. What the event itself makes fail goes to the DLQ; what Kafka makes fail is tried again.
+
+        If neither works the process ends at once: the event is not acknowledged, so the next process reads it again.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
             try:
-                await self._send(dead_letter(f"{reader}-{self._lane}", received, error))
-            except Exception:
-                os._exit(70)  # the event is not acknowledged, so the next process reads it again
+                received = _received(event)
+                try:
+                    return await handle(received)
+                except (KafkaError, TimeoutError, OSError):
+                    raise
+                except Exception as error:
+                    telemetry.log().exception("dead letter", topic=received.topic, offset=received.offset)
+                    return await self._send(dead_letter(f"joiner-{self._lane}", received, error))
+            except Exception as error:
+                telemetry.log().warning("trying again", attempt=attempt, error=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(_PAUSE_S)
+        os._exit(70)
 
     async def _send(self, record: Record) -> None:
         headers = {name: value.encode() for name, value in record.headers.items()}
@@ -99,5 +117,5 @@ def _received(event: EventT[bytes]) -> Received:
         time=datetime.fromtimestamp(message.timestamp, UTC),
         key=message.key or b"",
         value=message.value or b"",
-        headers=dict(pairs),
+        headers={name: value or b"" for name, value in pairs},
     )

@@ -3,6 +3,7 @@
 import ssl
 
 import faust
+from chassis.bus import MAX_PUBLISHED
 from faust.auth import SASLCredentials
 
 from services.joiner.settings import JoinerSettings
@@ -29,6 +30,7 @@ def build(settings: JoinerSettings) -> faust.App:
         processing_guarantee="at_least_once",
         producer_acks=-1,
         producer_linger_ms=0,
+        producer_max_request_size=MAX_PUBLISHED,
         store="memory://",
         stream_wait_empty=False,
         topic_disable_leader=True,

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from datetime import datetime, timedelta
 
 import faust
+from chassis import telemetry
 from contracts.topics import RADIO_PARTITIONS
 from faust.types import TableT
 from sightline.emergency.v1.emergency_pb2 import Emergency
@@ -20,21 +21,28 @@ def duty_table(app: faust.App) -> TableT[bytes, bytes]:
 
 
 class Parked:
-    """The newest event of each emergency that cannot be decided yet, by radio."""
+    """The newest event of each emergency that cannot be decided yet."""
 
     def __init__(self) -> None:
-        self._events: OrderedDict[bytes, tuple[Emergency, str | None]] = OrderedDict()
+        self._events: OrderedDict[tuple[bytes, str], tuple[Emergency, str | None]] = OrderedDict()
 
     def put(self, radio: bytes, emergency: Emergency, traceparent: str | None) -> None:
-        """Keep an event with its trace; one radio has one open emergency, so the newest replaces the older."""
-        self._events[radio] = (emergency, traceparent)
-        self._events.move_to_end(radio)
+        """Keep an event with its trace, unless a newer one of the same emergency is kept."""
+        name = (radio, emergency.emergency_id)
+        kept = self._events.get(name)
+        if kept is None or kept[0].version < emergency.version:
+            self._events[name] = (emergency, traceparent)
         if len(self._events) > _PARKED_AT_MOST:
-            self._events.popitem(last=False)
+            (_, dropped), _ = self._events.popitem(last=False)
+            telemetry.log().error("too many parked; the oldest is given up", emergency=dropped)
 
-    def take(self, radio: bytes) -> tuple[Emergency, str | None] | None:
-        """The event that waits for this radio's record."""
-        return self._events.pop(radio, None)
+    def of(self, radio: bytes) -> list[tuple[Emergency, str | None]]:
+        """The events that wait for this radio's record."""
+        return [event for (key, _), event in self._events.items() if key == radio]
+
+    def remove(self, radio: bytes, emergency: Emergency) -> None:
+        """The emergency has been decided or cleared."""
+        self._events.pop((radio, emergency.emergency_id), None)
 
 
 class Freshness:

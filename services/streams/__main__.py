@@ -14,6 +14,7 @@ from contracts.callers import ALLOWED
 from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, AUDIT_RECORD, EMERGENCY_EVENT
 from sightline.streams.v1.camera_link_service_pb2_grpc import add_CameraLinkServiceServicer_to_server
 from sightline.streams.v1.stream_service_pb2_grpc import add_StreamServiceServicer_to_server
+from uuid_utils import uuid7
 
 from services.streams.api import CameraLinkApi, StreamApi
 from services.streams.events import DECISIONS_SINCE, EMERGENCIES_SINCE, ActivationAnnouncer, DecisionReader, EmergencyReader
@@ -38,7 +39,8 @@ async def main(app: App[StreamsSettings]) -> None:
 
     audit = Audit("streams", AUDIT_RECORD, database, publisher, clock)
     emergencies = EmergencyPeer(connect(settings.emergency_target, settings.rpc))
-    service = StreamsService(database, Store(), emergencies, ActivationAnnouncer(), audit, clock, settings.replica)
+    # A new process has none of an old one's links, so it is another replica, whatever its name.
+    service = StreamsService(database, Store(), emergencies, ActivationAnnouncer(), audit, clock, f"{settings.replica}/{uuid7()}")
     server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
     add_CameraLinkServiceServicer_to_server(CameraLinkApi(service), server.grpc)
     add_StreamServiceServicer_to_server(StreamApi(service), server.grpc)

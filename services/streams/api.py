@@ -35,17 +35,19 @@ class CameraLinkApi(CameraLinkServiceServicer):
         camera = caller().machine
         link = await self._service.open_link(camera, str(uuid7()))
         reports = asyncio.create_task(self._read(link, request_iterator))
+        orders: asyncio.Task[Orders] | None = None
         try:
             while not reports.done():
                 orders = asyncio.create_task(self._service.next_orders(link))
                 await asyncio.wait({reports, orders}, return_when=asyncio.FIRST_COMPLETED)
                 if not orders.done():
-                    orders.cancel()
                     break
                 yield link_pb.ConnectResponse(orders=_orders(orders.result()))
             reports.result()  # raises what was wrong with a report
         finally:
             reports.cancel()
+            if orders is not None:
+                orders.cancel()
             await asyncio.shield(self._service.close_link(link))
 
     async def _read(self, link: LocalLink, requests: AsyncIterator[link_pb.ConnectRequest]) -> None:

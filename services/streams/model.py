@@ -151,14 +151,6 @@ class Orders:
 
 
 @dataclass(frozen=True)
-class Link:
-    """A camera's link as the database has it."""
-
-    link_id: str | None
-    orders_version: int
-
-
-@dataclass(frozen=True)
 class Report:
     """A camera's report; `content` is kept as it came, without the list of handled orders."""
 

@@ -10,7 +10,7 @@ from chassis import telemetry
 from chassis.audit import Audit, Entry
 from chassis.clock import Clock
 from chassis.db import Database, Row, Transaction
-from chassis.errors import Changed, Forbidden, NotFound
+from chassis.errors import Changed, NotFound
 from chassis.identity import Caller, Machine
 from sightline.audit.v1.record_pb2 import AuditOutcome
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
@@ -23,7 +23,6 @@ from services.streams.model import (
     Decision,
     Handled,
     KnownEmergency,
-    Link,
     Orders,
     Report,
     activations,
@@ -50,14 +49,15 @@ class Streams(Protocol):
     async def handled(
         self, tx: Transaction, camera_id: str, agency_id: str, names: Sequence[Handled]
     ) -> list[tuple[Handled, Activation]]: ...
-    async def unexpected(self, tx: Transaction, camera_id: str, names: Sequence[Handled]) -> list[tuple[str, int]]: ...
+    async def unexpected(self, tx: Transaction, camera_id: str, agency_id: str, names: Sequence[Handled]) -> list[tuple[str, int]]: ...
     async def raise_orders(self, tx: Transaction, camera_ids: Sequence[str], agency_id: str) -> None: ...
-    async def take_orders(self, tx: Transaction, camera_id: str, now: datetime) -> Orders: ...
-    async def link(self, tx: Transaction, camera_id: str, agency_id: str, link_id: str, replica_id: str, now: datetime) -> bool: ...
-    async def unlink(self, tx: Transaction, camera_id: str, link_id: str) -> None: ...
-    async def links(self, tx: Transaction, camera_ids: Sequence[str]) -> dict[str, Link]: ...
+    async def take_orders(self, tx: Transaction, camera_id: str, agency_id: str, now: datetime) -> Orders: ...
+    async def link(self, tx: Transaction, camera_id: str, agency_id: str, link_id: str, replica_id: str, now: datetime) -> None: ...
+    async def unlink(self, tx: Transaction, camera_id: str, agency_id: str, link_id: str) -> None: ...
+    async def unlink_lost(self, tx: Transaction, replica_id: str, here: Sequence[str]) -> None: ...
+    async def links(self, tx: Transaction, link_ids: Sequence[str], replica_id: str) -> dict[str, int]: ...
     async def alive(self, tx: Transaction, replica_id: str) -> None: ...
-    async def keep_report(self, tx: Transaction, camera_id: str, report: Report, now: datetime) -> None: ...
+    async def keep_report(self, tx: Transaction, camera_id: str, agency_id: str, report: Report, now: datetime) -> None: ...
     async def cameras(self, tx: Transaction, agency_id: str, after: str, limit: int) -> list[CameraView]: ...
 
 
@@ -96,7 +96,7 @@ class StreamsService:
     ) -> None:
         self._database, self._store, self._emergencies, self._announcer = database, store, emergencies, announcer
         self._audit, self._clock, self._replica = audit, clock, replica
-        self._links: dict[str, LocalLink] = {}
+        self._links: dict[tuple[str, str], LocalLink] = {}
 
     # --- what comes from Kafka -----------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class StreamsService:
             await self._save(tx, gone, [a.withdrawn() for a in gone])
             cameras = sorted({a.camera_id for a in gone if a.camera_id})
             await self._store.raise_orders(tx, cameras, known.agency_id)
-        self._wake(cameras)
+        self._wake(known.agency_id, cameras)
 
     async def take_decision(self, decision: Decision) -> None:
         """The first decision of an (emergency, epoch) is executed; others are recorded."""
@@ -122,7 +122,7 @@ class StreamsService:
                 await self._execute(tx, decision, emergency_is_open=bool(known and known.is_open))
             elif why or await self._differs(tx, decision):
                 await self._reject(tx, decision, why or "differs from the decision that was accepted first")
-        self._wake(decision.camera_ids)
+        self._wake(decision.agency_id, decision.camera_ids)
 
     async def _know(self, decision: Decision) -> None:
         """Make sure that we know the emergency; a decision may overtake its event, so ask the owner."""
@@ -158,20 +158,21 @@ class StreamsService:
     async def open_link(self, camera: Machine, link_id: str) -> LocalLink:
         """A camera has connected: the newest link wins, here at once, on other replicas within their sweep."""
         async with self._database.transaction() as tx:
-            if not await self._store.link(tx, camera.id, camera.agency_id, link_id, self._replica, self._clock.now()):
-                raise Forbidden(Reason.ERROR_REASON_OTHER_AGENCY, "this camera belongs to another agency")
-        if older := self._links.get(camera.id):
+            await self._store.link(tx, camera.id, camera.agency_id, link_id, self._replica, self._clock.now())
+        name = (camera.agency_id, camera.id)
+        if older := self._links.get(name):
             older.superseded = True
             older.wake.set()
-        link = self._links[camera.id] = LocalLink(camera, link_id)
+        link = self._links[name] = LocalLink(camera, link_id)
         return link
 
     async def close_link(self, link: LocalLink) -> None:
         """The link has ended."""
-        if self._links.get(link.camera.id) is link:
-            del self._links[link.camera.id]
+        name = (link.camera.agency_id, link.camera.id)
+        if self._links.get(name) is link:
+            del self._links[name]
         async with self._database.transaction() as tx:
-            await self._store.unlink(tx, link.camera.id, link.link_id)
+            await self._store.unlink(tx, link.camera.id, link.camera.agency_id, link.link_id)
 
     async def next_orders(self, link: LocalLink) -> Orders:
         """Wait until the camera's orders differ from what it was sent; Changed when a newer link has taken over."""
@@ -180,7 +181,7 @@ class StreamsService:
                 raise Changed(Reason.ERROR_REASON_LINK_SUPERSEDED, "a newer link of this camera has taken over")
             link.wake.clear()
             async with self._database.transaction() as tx:
-                orders = await self._store.take_orders(tx, link.camera.id, self._clock.now())
+                orders = await self._store.take_orders(tx, link.camera.id, link.camera.agency_id, self._clock.now())
             if orders.version > link.sent_version:
                 link.sent_version = orders.version
                 return orders
@@ -190,7 +191,7 @@ class StreamsService:
         """A camera tells its state and what it did; its word is accepted at any time."""
         now = self._clock.now()
         async with self._database.transaction() as tx:
-            await self._store.keep_report(tx, camera.id, report, now)
+            await self._store.keep_report(tx, camera.id, camera.agency_id, report, now)
             if not report.handled:
                 return
             found = await self._store.handled(tx, camera.id, camera.agency_id, report.handled)
@@ -198,20 +199,23 @@ class StreamsService:
                 with telemetry.span("camera answered", parent=activation.traceparent or None):
                     answered = activation.answered(handled.state, handled.refusal_reason, handled.device_time, now)
                     await self._save(tx, [activation], [answered], camera.actor)
-            for emergency_id, epoch in await self._store.unexpected(tx, camera.id, report.handled):
+            for emergency_id, epoch in await self._store.unexpected(tx, camera.id, camera.agency_id, report.handled):
                 telemetry.log().error("a camera acted on an order that nobody gave", camera=camera.id, emergency=emergency_id)
                 target, details = f"cameras/{camera.id}", {"epoch": str(epoch)}
                 await self._audit.record(tx, Entry("activation.unexpected", camera.actor, target, camera.agency_id, emergency_id, details))
 
     async def sweep_links(self) -> None:
         """Find out which of this replica's links have new orders or have been superseded elsewhere."""
+        links = list(self._links.values())
+        ids = [link.link_id for link in links]
         async with self._database.transaction() as tx:
             await self._store.alive(tx, self._replica)
-            there = await self._store.links(tx, list(self._links)) if self._links else {}
-        for camera_id, found in there.items():
-            link = self._links.get(camera_id)
-            if link is not None and (found.link_id != link.link_id or found.orders_version > link.sent_version):
-                link.superseded = link.superseded or found.link_id not in (link.link_id, None)
+            await self._store.unlink_lost(tx, self._replica, ids)
+            there = await self._store.links(tx, ids, self._replica) if ids else {}
+        for link in links:
+            version = there.get(link.link_id)
+            if version is None or version > link.sent_version:
+                link.superseded = link.superseded or version is None
                 link.wake.set()
 
     async def sweep_overdue(self) -> None:
@@ -221,9 +225,9 @@ class StreamsService:
             found = await self._store.overdue(tx, now - UNREACHABLE_AFTER)
             await self._save(tx, [a for a, _ in found], [a.overdue(linked=linked, now=now) for a, linked in found])
 
-    def _wake(self, camera_ids: Sequence[str]) -> None:
+    def _wake(self, agency_id: str, camera_ids: Sequence[str]) -> None:
         for camera_id in camera_ids:
-            if link := self._links.get(camera_id):
+            if link := self._links.get((agency_id, camera_id)):
                 link.wake.set()
 
     # --- answers -------------------------------------------------------------------------------------------------

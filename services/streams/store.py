@@ -8,7 +8,7 @@ from typing import LiteralString
 
 from chassis.db import Row, Transaction
 
-from services.streams.model import Activation, CameraView, Decision, Handled, KnownEmergency, Link, Order, Orders, Report, State
+from services.streams.model import Activation, CameraView, Decision, Handled, KnownEmergency, Order, Orders, Report, State
 
 # A link counts while its replica lives: replicas say so every second.
 _LINKED: LiteralString = (
@@ -101,7 +101,7 @@ class Store:
     async def overdue(self, tx: Transaction, requested_before: datetime) -> list[tuple[Activation, bool]]:
         """Activations without a word that were requested before a time, and whether their camera is linked."""
         rows = await tx.all(
-            f"SELECT {_ACTIVATION}, coalesce({_LINKED}, false) AS linked FROM activation a LEFT JOIN camera c USING (camera_id)"
+            f"SELECT {_ACTIVATION}, coalesce({_LINKED}, false) AS linked FROM activation a LEFT JOIN camera c USING (agency_id, camera_id)"
             " WHERE a.state = 'REQUESTED' AND a.requested_at < %s ORDER BY a.requested_at LIMIT 200 FOR UPDATE OF a SKIP LOCKED",
             [requested_before],
         )
@@ -118,64 +118,75 @@ class Store:
         found = [_activation(row) for row in rows]
         return [(by_name[a.emergency_id, a.epoch], a) for a in found]
 
-    async def unexpected(self, tx: Transaction, camera_id: str, names: Sequence[Handled]) -> list[tuple[str, int]]:
+    async def unexpected(self, tx: Transaction, camera_id: str, agency_id: str, names: Sequence[Handled]) -> list[tuple[str, int]]:
         """Names that this camera was never given and has not been noticed for before."""
         rows = await tx.all(
-            "INSERT INTO unexpected_report (camera_id, emergency_id, epoch) SELECT %s, n.id, n.epoch"
-            " FROM unnest(%s::uuid[], %s::int[]) AS n (id, epoch)"
-            " WHERE NOT EXISTS (SELECT 1 FROM activation a WHERE a.camera_id = %s AND a.emergency_id = n.id AND a.epoch = n.epoch)"
+            "INSERT INTO unexpected_report (agency_id, camera_id, emergency_id, epoch) SELECT %s, %s, n.id, n.epoch"
+            " FROM unnest(%s::uuid[], %s::int[]) AS n (id, epoch) WHERE NOT EXISTS (SELECT 1 FROM activation a"
+            " WHERE a.camera_id = %s AND a.agency_id = %s AND a.emergency_id = n.id AND a.epoch = n.epoch)"
             " ON CONFLICT DO NOTHING RETURNING emergency_id::text, epoch",
-            [camera_id, [h.emergency_id for h in names], [h.epoch for h in names], camera_id],
+            [agency_id, camera_id, [h.emergency_id for h in names], [h.epoch for h in names], camera_id, agency_id],
         )
         return [(row["emergency_id"], row["epoch"]) for row in rows]
 
     async def raise_orders(self, tx: Transaction, camera_ids: Sequence[str], agency_id: str) -> None:
         """The orders of these cameras have changed; in one order, so that two callers cannot block each other."""
         await tx.many(
-            "INSERT INTO camera AS c (camera_id, agency_id) VALUES (%s, %s)"
-            " ON CONFLICT (camera_id) DO UPDATE SET orders_version = c.orders_version + 1",
-            [(camera_id, agency_id) for camera_id in sorted(camera_ids)],
+            "INSERT INTO camera AS c (agency_id, camera_id) VALUES (%s, %s)"
+            " ON CONFLICT (agency_id, camera_id) DO UPDATE SET orders_version = c.orders_version + 1",
+            [(agency_id, camera_id) for camera_id in sorted(camera_ids)],
         )
 
-    async def take_orders(self, tx: Transaction, camera_id: str, now: datetime) -> Orders:
+    async def take_orders(self, tx: Transaction, camera_id: str, agency_id: str, now: datetime) -> Orders:
         """The camera's orders; what they name counts as ordered now."""
-        version = await tx.one("SELECT orders_version FROM camera WHERE camera_id = %s", [camera_id])
+        version = await tx.one("SELECT orders_version FROM camera WHERE agency_id = %s AND camera_id = %s", [agency_id, camera_id])
         rows = await tx.all(
             "SELECT a.emergency_id::text, a.epoch, a.expires_at, a.traceparent, k.exercise"
-            " FROM activation a JOIN known_emergency k USING (emergency_id) JOIN camera c USING (camera_id)"
-            " WHERE a.camera_id = %s AND a.expires_at > %s AND k.is_open AND a.epoch = k.epoch"
-            " AND a.agency_id = c.agency_id ORDER BY a.requested_at",
-            [camera_id, now],
+            " FROM activation a JOIN known_emergency k USING (emergency_id)"
+            " WHERE a.camera_id = %s AND a.agency_id = %s AND a.expires_at > %s AND k.is_open AND a.epoch = k.epoch"
+            " ORDER BY a.requested_at",
+            [camera_id, agency_id, now],
         )
         waiting = [row["emergency_id"] for row in rows]
         if waiting:
             await tx.execute(
-                "UPDATE activation SET ordered_at = %s WHERE camera_id = %s AND emergency_id = ANY(%s::uuid[]) AND ordered_at IS NULL",
-                [now, camera_id, waiting],
+                "UPDATE activation SET ordered_at = %s WHERE camera_id = %s AND agency_id = %s AND emergency_id = ANY(%s::uuid[])"
+                " AND ordered_at IS NULL",
+                [now, camera_id, agency_id, waiting],
             )
         orders = [Order(r["emergency_id"], r["epoch"], r["expires_at"] - now, r["traceparent"], r["exercise"]) for r in rows]
         return Orders(version["orders_version"] if version else 0, tuple(orders))
 
-    async def link(self, tx: Transaction, camera_id: str, agency_id: str, link_id: str, replica_id: str, now: datetime) -> bool:
-        """Make this the camera's link, ending any other; False if the camera is another agency's."""
-        return bool(
-            await tx.execute(
-                "INSERT INTO camera AS c (camera_id, agency_id, link_id, replica_id, linked_at) VALUES (%s, %s, %s, %s, %s)"
-                " ON CONFLICT (camera_id) DO UPDATE"
-                " SET link_id = excluded.link_id, replica_id = excluded.replica_id, linked_at = excluded.linked_at"
-                " WHERE c.agency_id = excluded.agency_id",
-                [camera_id, agency_id, link_id, replica_id, now],
-            )
+    async def link(self, tx: Transaction, camera_id: str, agency_id: str, link_id: str, replica_id: str, now: datetime) -> None:
+        """Make this the camera's link, ending any other."""
+        await tx.execute(
+            "INSERT INTO camera AS c (agency_id, camera_id, link_id, replica_id, linked_at) VALUES (%s, %s, %s, %s, %s)"
+            " ON CONFLICT (agency_id, camera_id) DO UPDATE"
+            " SET link_id = excluded.link_id, replica_id = excluded.replica_id, linked_at = excluded.linked_at",
+            [agency_id, camera_id, link_id, replica_id, now],
         )
 
-    async def unlink(self, tx: Transaction, camera_id: str, link_id: str) -> None:
+    async def unlink(self, tx: Transaction, camera_id: str, agency_id: str, link_id: str) -> None:
         """The link is gone, unless a newer one has taken its place."""
-        await tx.execute("UPDATE camera SET link_id = NULL WHERE camera_id = %s AND link_id = %s", [camera_id, link_id])
+        await tx.execute(
+            "UPDATE camera SET link_id = NULL WHERE agency_id = %s AND camera_id = %s AND link_id = %s", [agency_id, camera_id, link_id]
+        )
 
-    async def links(self, tx: Transaction, camera_ids: Sequence[str]) -> dict[str, Link]:
-        """The links of cameras as the database has them."""
-        rows = await tx.all("SELECT camera_id, link_id::text, orders_version FROM camera WHERE camera_id = ANY(%s)", [list(camera_ids)])
-        return {row["camera_id"]: Link(row["link_id"], row["orders_version"]) for row in rows}
+    async def unlink_lost(self, tx: Transaction, replica_id: str, here: Sequence[str]) -> None:
+        """End the links that this replica is said to have and has not: their end could not be written."""
+        await tx.execute(
+            "UPDATE camera SET link_id = NULL WHERE replica_id = %s AND link_id IS NOT NULL AND NOT link_id = ANY(%s::uuid[])"
+            " AND linked_at < now() - interval '5 s'",
+            [replica_id, list(here)],
+        )
+
+    async def links(self, tx: Transaction, link_ids: Sequence[str], replica_id: str) -> dict[str, int]:
+        """Which of a replica's links still are their cameras' links, with the version of the camera's orders."""
+        rows = await tx.all(
+            "SELECT link_id::text, orders_version FROM camera WHERE replica_id = %s AND link_id = ANY(%s::uuid[])",
+            [replica_id, list(link_ids)],
+        )
+        return {row["link_id"]: row["orders_version"] for row in rows}
 
     async def alive(self, tx: Transaction, replica_id: str) -> None:
         """This replica lives, and so do its links."""
@@ -184,12 +195,12 @@ class Store:
             [replica_id],
         )
 
-    async def keep_report(self, tx: Transaction, camera_id: str, report: Report, now: datetime) -> None:
+    async def keep_report(self, tx: Transaction, camera_id: str, agency_id: str, report: Report, now: datetime) -> None:
         """The camera's newest report; an older one is not its state."""
         await tx.execute(
             "UPDATE camera SET boot_id = %s, sequence = %s, report = %s, reported_at = %s WHERE camera_id = %s"
-            " AND (boot_id IS NULL OR (boot_id, sequence) < (%s, %s))",
-            [report.boot_id, report.sequence, report.content, now, camera_id, report.boot_id, report.sequence],
+            " AND agency_id = %s AND (boot_id IS NULL OR (boot_id, sequence) < (%s, %s))",
+            [report.boot_id, report.sequence, report.content, now, camera_id, agency_id, report.boot_id, report.sequence],
         )
 
     async def cameras(self, tx: Transaction, agency_id: str, after: str, limit: int) -> list[CameraView]:

@@ -19,8 +19,6 @@ from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.emergency.v1 import emergency_service_pb2 as pb
 from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceStub
 from sightline.registry.v1 import registry_service_pb2 as registry_pb
-from sightline.streams.v1 import camera_link_service_pb2 as link_pb
-from sightline.streams.v1.camera_link_service_pb2_grpc import CameraLinkServiceStub
 
 from tools.desk import Desk
 from tools.local.ca import LaptopCa
@@ -28,6 +26,7 @@ from tools.local.issuer import TokenMaker
 from tools.local.stack import Stack, service_environment
 from tools.roster import AGENCY, Member
 from tools.scenarios import reason_of
+from tools.simulator.camera import Camera
 from tools.world import World
 
 Someone = Callable[..., Member]
@@ -226,16 +225,19 @@ async def test_a_gateway_of_another_agency_starts_no_camera_of_ours(world: World
 
 
 async def test_a_camera_of_another_agency_cannot_take_a_cameras_place(world: World, someone: Someone) -> None:
-    officer = await world.duty(someone())
-    settings = world.stack.ca.rpc("partner-pd", "camera", officer.camera_ids[0])
-    async with connect(world.stack.targets["streams"], settings) as channel:
+    """The same camera id under another agency's certificate is another camera, and gets none of our orders."""
+    officer = someone()
+    name, target = officer.camera_ids[0], world.stack.targets["streams"]
+    impostor = Camera(name, world.stack.ca.rpc("partner-pd", "camera", name), target)
+    await world.power_on(impostor)
+    await world.duty(officer)
 
-        async def report() -> None:
-            call = CameraLinkServiceStub(channel).Connect(iter([link_pb.ConnectRequest(report=link_pb.CameraReport(boot_id=1))]))
-            async for _ in call:
-                pass
+    pressed = await world.press(officer.radio)
 
-        assert await _refused(report()) == ("PERMISSION_DENIED", "OTHER_AGENCY")
+    assert await world.states(pressed.emergency_id) == {name: "RECORDING"}
+    assert len(world.cameras[name].starts) == 1
+    assert not impostor.starts
+    await impostor.power_off()
 
 
 @pytest.mark.parametrize(

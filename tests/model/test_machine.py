@@ -135,14 +135,21 @@ class Path(RuleBasedStateMachine):
     def press(self, late: int, registry_answers: bool, heard: list[int]) -> None:
         clocks = read_clocks(self.now - timedelta(seconds=late), self.now, None, self.now, GATE)
         key = f"press-{len(self.presses)}"
-        press = Press(key, key, RADIO, clocks, Status.ACTUAL, GATEWAY)
-        if there := self._open():
-            self.presses[key] = press, there.emergency_id
-            self._keep(there.fold(press), heard)
-            return
+        press = Press(key, key, key, RADIO, clocks, Status.ACTUAL, GATEWAY)
         subject = self._pin(clocks.press_time) if registry_answers else Subject(SubjectState.UNPINNED)
-        opened = open_emergency(f"e-{len(self.emergencies)}", press, subject, GATE, None, self.cancels.pop(key, None))
         held = self._duty().at(clocks.press_time)
+        cancel = self.cancels.pop(key, None)
+        if there := self._open():
+            folded = there.fold(press, subject, GATE, cancel)
+            if folded.epoch > there.epoch:
+                bound = folded.subject.state == SubjectState.BOUND
+                self.holder_at_press[folded.emergency_id, folded.epoch] = (
+                    folded.subject.officer_id if bound else held.officer_id if held else ""
+                )
+            self.presses[key] = press, there.emergency_id
+            self._keep(folded, heard)
+            return
+        opened = open_emergency(f"e-{len(self.emergencies)}", press, subject, GATE, None, cancel)
         self.holder_at_press[opened.emergency_id, 1] = held.officer_id if held else ""
         self.presses[key] = press, opened.emergency_id
         self._keep(opened, heard)
@@ -152,7 +159,7 @@ class Path(RuleBasedStateMachine):
     def fill_pin(self) -> None:
         there = self._open()
         assert there is not None
-        filled = there.fill(self._pin(there.clocks.press_time), self.now)
+        filled = there.fill(self._pin(there.epoch_started_at), self.now)
         if filled is not there:
             self._keep(filled)
 
@@ -170,7 +177,7 @@ class Path(RuleBasedStateMachine):
     def cancel(self) -> None:
         there = self._open()
         assert there is not None
-        cancelled = there.request_cancel(Fact(GATEWAY, self.now))
+        cancelled = there.request_cancel(Fact(GATEWAY, self.now), there.last_press_key)
         assert cancelled.is_open
         self._keep(cancelled)
 
@@ -185,7 +192,7 @@ class Path(RuleBasedStateMachine):
         assert there is not None
         self._keep(there.clear(Fact(SUPERVISOR, self.now), Disposition.RESOLVED))
         try:
-            self.emergencies[there.emergency_id].fold(next(iter(self.presses.values()))[0])
+            self.emergencies[there.emergency_id].fold(next(iter(self.presses.values()))[0], Subject(SubjectState.NOBODY), GATE)
             raise AssertionError("a cleared emergency took a press")
         except SightlineError:
             pass
@@ -293,7 +300,6 @@ class Path(RuleBasedStateMachine):
         assert len(self.started) == len(set(self.started))
         for camera_id, emergency_id, epoch in self.started:
             assert camera_id == f"cam-{self.holder_at_press[emergency_id, epoch]}"
-            assert epoch > 1 or not self.emergencies[emergency_id].stale_on_arrival
 
     @invariant()
     def a_final_word_has_a_camera_or_a_reason(self) -> None:

@@ -20,7 +20,7 @@ UNKNOWN, UNPINNED, BOUND = SubjectState.SUBJECT_STATE_RADIO_UNKNOWN, SubjectStat
 def emergency(state: SubjectState.ValueType, officer: str = "", version: int = 0, at: datetime = NOON) -> Emergency:
     e = Emergency(emergency_id="e", version=1, epoch=1, agency_id="pd", radio=RADIO, state=EMERGENCY_STATE_OPEN)
     e.subject.state, e.subject.officer_id, e.subject.duty_version = state, officer, version
-    e.clocks.press_time.FromDatetime(at)
+    e.epoch_started_at.FromDatetime(at)
     e.activation_expires_at.FromDatetime(at + timedelta(minutes=2))
     return e
 

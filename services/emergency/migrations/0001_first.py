@@ -22,7 +22,8 @@ CREATE TABLE emergency (
     shown_at     timestamptz NOT NULL DEFAULT now(),
     document     jsonb       NOT NULL
 );
-CREATE UNIQUE INDEX emergency_one_open_per_radio ON emergency (radio) WHERE is_open;
+-- One open emergency per radio, for each agency whose gateways heard it.
+CREATE UNIQUE INDEX emergency_one_open_per_radio ON emergency (radio, agency_id) WHERE is_open;
 CREATE INDEX emergency_by_radio ON emergency (radio, emergency_id DESC);
 CREATE INDEX emergency_by_agency ON emergency (agency_id, emergency_id DESC);
 CREATE INDEX emergency_open ON emergency (shown_at) WHERE is_open;
@@ -30,13 +31,15 @@ CREATE INDEX emergency_shown ON emergency (shown_at);
 CREATE TABLE press (
     press_id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     key          text        NOT NULL,
-    request_id   uuid        NOT NULL,
+    request_key  text        NOT NULL,
+    request_id   text        NOT NULL,
     received_at  timestamptz NOT NULL,
     emergency_id uuid        NOT NULL REFERENCES emergency,
     version      bigint      NOT NULL,
     outcome      text        NOT NULL
 );
 CREATE INDEX press_by_key ON press (key, received_at DESC);
+CREATE INDEX press_by_request_key ON press (request_key, received_at DESC);
 CREATE INDEX press_by_request ON press (request_id);
 CREATE TABLE pending_cancel (
     key  text PRIMARY KEY,

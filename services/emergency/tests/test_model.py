@@ -17,7 +17,7 @@ from services.emergency.model import (
     SubjectState,
     Who,
     open_emergency,
-    press_key,
+    press_keys,
     read_clocks,
 )
 
@@ -28,9 +28,9 @@ SUPERVISOR, OTHER = Who(1, "supervisor", "pd"), Who(1, "other", "pd")
 ANNA = Subject(SubjectState.HELD, "anna", duty_version=3, home_agency_id="pd")
 
 
-def press(late: timedelta = timedelta(0), now: datetime = NOW) -> Press:
+def press(late: timedelta = timedelta(0), now: datetime = NOW, key: str = "k") -> Press:
     clocks = read_clocks(now - late, now, None, now, GATE)
-    return Press("k", "r", RADIO, clocks, Status.ACTUAL, Who(2, "gateway/g", "pd"))
+    return Press(key, key, key, RADIO, clocks, Status.ACTUAL, Who(2, "gateway/g", "pd"))
 
 
 def emergency(late: timedelta = timedelta(0)) -> Emergency:
@@ -63,16 +63,59 @@ def test_a_press_as_old_as_the_age_gate_is_stale(late: float, stale: bool) -> No
     assert e.activation_expires_at == e.clocks.press_time + GATE
 
 
-def test_a_later_press_takes_back_a_cancel_and_an_earlier_one_does_not() -> None:
-    cancelled = emergency().request_cancel(Fact(SUPERVISOR, NOW + timedelta(seconds=5)))
-    assert cancelled.fold(press(now=NOW + timedelta(seconds=4))).cancel_requested is not None
-    assert cancelled.fold(press(now=NOW + timedelta(seconds=6))).cancel_requested is None
+def test_a_later_press_takes_back_a_cancel_and_an_older_one_does_not() -> None:
+    cancelled = emergency().request_cancel(Fact(SUPERVISOR, NOW), "k")
+    assert cancelled.cancel_requested is not None
+    assert cancelled.fold(press(now=NOW - timedelta(seconds=4)), ANNA, GATE).cancel_requested is not None
+    assert cancelled.fold(press(now=NOW + timedelta(seconds=6)), ANNA, GATE).cancel_requested is None
+
+
+def test_only_the_newest_press_can_be_taken_back() -> None:
+    again = emergency().fold(press(now=NOW + timedelta(seconds=1), key="k2"), ANNA, GATE)
+    assert again.request_cancel(Fact(SUPERVISOR, NOW), "k") is again
+    assert again.request_cancel(Fact(SUPERVISOR, NOW), "k2").cancel_requested is not None
+
+
+def test_a_repeat_within_the_gate_starts_nothing_again() -> None:
+    assert emergency().fold(press(now=NOW + timedelta(seconds=119)), ANNA, GATE).epoch == 1
+
+
+@pytest.mark.parametrize("late", [timedelta(minutes=25), timedelta(0)])
+def test_a_fresh_press_on_what_can_start_no_camera_any_more_is_a_new_epoch(late: timedelta) -> None:
+    later = NOW + timedelta(seconds=120)
+    e = emergency(late).fold(press(now=later), ANNA, GATE)
+    assert (e.epoch, e.stale_on_arrival, e.activation_expires_at, e.version) == (2, False, later + GATE, 2)
+    assert e.fold(press(timedelta(minutes=25), later), ANNA, GATE).epoch == 2
+
+
+def test_whoever_presses_gets_a_camera_also_while_anothers_emergency_is_open() -> None:
+    bert = replace(ANNA, officer_id="bert")
+    e = emergency().fold(press(now=NOW + timedelta(seconds=9)), bert, GATE)
+    assert (e.epoch, e.subject.officer_id) == (2, "bert")
+    bound = emergency().bind(replace(ANNA, state=SubjectState.BOUND), NOW, GATE)
+    assert bound.fold(press(now=NOW + timedelta(seconds=9)), bert, GATE).subject == bound.subject
+
+
+@pytest.mark.parametrize(
+    ("received", "sent"),
+    [(None, NOW), (NOW, None), (NOW - timedelta(days=20_000), NOW), (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))],
+)
+def test_a_time_that_cannot_be_right_counts_as_now_and_suspect(received: datetime | None, sent: datetime | None) -> None:
+    clocks = read_clocks(received, sent, None, NOW, GATE)
+    assert (clocks.press_time, clocks.clock_suspect) == (NOW, True)
 
 
 def test_every_change_is_the_next_version() -> None:
     fact = Fact(SUPERVISOR, NOW)
     e = emergency()
-    steps = [e, e.fold(press()), e.request_cancel(fact), e.acknowledge(fact), e.clear(fact, Disposition.RESOLVED), e.bind(ANNA, NOW, GATE)]
+    steps = [
+        e,
+        e.fold(press(), ANNA, GATE),
+        e.request_cancel(fact, "k"),
+        e.acknowledge(fact),
+        e.bind(ANNA, NOW, GATE),
+        e.clear(fact, Disposition.RESOLVED),
+    ]
     assert [s.version for s in steps] == [1, 2, 2, 2, 2, 2]
 
 
@@ -87,10 +130,10 @@ def test_a_clear_is_final_and_its_repeat_harmless() -> None:
     with pytest.raises(WrongState):
         e.clear(Fact(OTHER, NOW), Disposition.RESOLVED)
     with pytest.raises(WrongState):
-        e.fold(press())
+        e.fold(press(), ANNA, GATE)
     with pytest.raises(WrongState):
         e.bind(ANNA, NOW, GATE)
-    assert e.request_cancel(Fact(OTHER, NOW)) is e
+    assert e.request_cancel(Fact(OTHER, NOW), "k") is e
 
 
 def test_an_expected_version_is_checked() -> None:
@@ -118,7 +161,10 @@ def test_a_press_soon_after_a_clear_is_related(hours: int, related: str) -> None
     assert again.related_to == related
 
 
-def test_a_restarted_counter_repeats_no_key() -> None:
-    keys = {press_key(RADIO, "r1", (1, 100)), press_key(RADIO, "r1", (1, 101)), press_key(RADIO, "r1", None), press_key(RADIO, "r2", None)}
-    assert len(keys) == 4
-    assert press_key(RADIO, "r1", (1, 100)) == press_key(RADIO, "r2", (1, 100))
+def test_a_restarted_counter_repeats_no_key_and_a_counter_of_zeros_is_none() -> None:
+    def key(request: str, counter: tuple[int, int] | None, agency: str = "pd") -> str:
+        return press_keys(agency, RADIO, request, counter)[0]
+
+    assert len({key("r1", (1, 100)), key("r1", (1, 101)), key("r1", None), key("r2", None), key("r1", (1, 100), "other")}) == 5
+    assert key("r1", (1, 100)) == key("r2", (1, 100))
+    assert key("r1", (0, 100)) == key("r1", (7, 0)) == key("R1", None)

@@ -57,15 +57,15 @@ CREATE TABLE activation (
     traceparent      text NOT NULL,
     PRIMARY KEY (emergency_id, epoch, camera_id)
 );
-CREATE INDEX activation_by_camera ON activation (camera_id, expires_at);
+CREATE INDEX activation_by_camera ON activation (camera_id, agency_id, expires_at);
 CREATE INDEX activation_requested ON activation (requested_at) WHERE state = 'REQUESTED';
 CREATE TABLE replica (
     replica_id text PRIMARY KEY,
     seen_at    timestamptz NOT NULL
 );
 CREATE TABLE camera (
-    camera_id      text PRIMARY KEY,
     agency_id      text NOT NULL,
+    camera_id      text NOT NULL,
     orders_version bigint NOT NULL DEFAULT 1,
     link_id        uuid,
     replica_id     text,
@@ -73,14 +73,17 @@ CREATE TABLE camera (
     boot_id        numeric,
     sequence       numeric,
     report         bytea,
-    reported_at    timestamptz
+    reported_at    timestamptz,
+    -- With the agency: whoever connects first cannot take another agency's camera's place.
+    PRIMARY KEY (agency_id, camera_id)
 );
-CREATE INDEX camera_by_agency ON camera (agency_id, camera_id);
+CREATE INDEX camera_by_replica ON camera (replica_id) WHERE link_id IS NOT NULL;
 -- Orders that a camera says it handled and that nobody gave it.
 CREATE TABLE unexpected_report (
+    agency_id    text NOT NULL,
     camera_id    text NOT NULL,
     emergency_id uuid NOT NULL,
     epoch        int  NOT NULL,
-    PRIMARY KEY (camera_id, emergency_id, epoch)
+    PRIMARY KEY (agency_id, camera_id, emergency_id, epoch)
 );
 """)

@@ -327,7 +327,9 @@ class Emergency(_message.Message):
     version: _builtins.int
     """Dense from 1; raised by every change. Readers drop what is not newer."""
     epoch: _builtins.int
-    """1 at opening, raised by a bind. Decisions, activations and orders name (emergency, epoch)."""
+    """1 at opening, raised by a bind, and by a press when the present epoch can start no camera any more or somebody else
+    holds the radio. Decisions, activations and orders name (emergency, epoch).
+    """
     agency_id: _builtins.str
     """The agency that owns the emergency."""
     state: Global___EmergencyState.ValueType
@@ -350,7 +352,7 @@ class Emergency(_message.Message):
     """Talkgroup that the radio was on; 0 if not given."""
     @_builtins.property
     def epoch_started_at(self) -> _timestamp_pb2.Timestamp:
-        """The press time at opening, or the commit of the bind."""
+        """The press time of the epoch's press, at which the radio's holder is looked up, or the commit of the bind."""
 
     @_builtins.property
     def activation_expires_at(self) -> _timestamp_pb2.Timestamp:

@@ -186,7 +186,7 @@ class CancelAlarmRequest(_message.Message):
     press_request_id: _builtins.str
     """Else the request_id of the press."""
     note: _builtins.str
-    """Free text."""
+    """Free text; no NUL."""
     @_builtins.property
     def radio(self) -> _radio_pb2.RadioIdentity:
         """The radio that cancels."""
@@ -244,7 +244,7 @@ class AcknowledgeRequest(_message.Message):
     emergency_id: _builtins.str
     """The emergency."""
     note: _builtins.str
-    """Free text."""
+    """Free text; no NUL."""
     def __init__(
         self,
         *,
@@ -298,7 +298,7 @@ class ClearRequest(_message.Message):
     disposition: _emergency_pb2.Disposition.ValueType
     """The outcome."""
     note: _builtins.str
-    """Free text."""
+    """Free text; no NUL."""
     expected_version: _builtins.int
     """The version that the caller has seen; VERSION_CONFLICT if it has changed. 0 does not check."""
     def __init__(
