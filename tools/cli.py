@@ -78,11 +78,17 @@ def stack_up(
 
 
 @stack_app.command("down")
-def stack_down(data: Data = local.DEFAULT_DATA, purge: Annotated[bool, typer.Option(help="Remove the data too.")] = False) -> None:
+def stack_down(
+    data: Data = local.DEFAULT_DATA,
+    purge: Annotated[bool, typer.Option(help="Remove the data too.")] = False,
+    as_json: Json = False,
+) -> None:
     """Stop the stack."""
     with err.status("stopping") as status:
         stopped = local.down(data, status.update, purge=purge)
     _say("stopped" if stopped else "nothing was running")
+    if as_json:
+        _print_json({"stopped": stopped, "purged": purge})
 
 
 @stack_app.command("status")
@@ -233,7 +239,8 @@ def _stop_like_ctrl_c(*_: object) -> None:
 
 def main() -> None:
     """Run, and turn what a user can mend into one line."""
-    signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop_like_ctrl_c)
     try:
         app()
     except StartError as error:

@@ -237,6 +237,7 @@ class Publisher:
         await asyncio.to_thread(self._producer.flush, 2.0)
         self._stopping.set()
         await asyncio.to_thread(self._thread.join, 2.0)
+        del self._producer  # it would go on looking for its brokers
 
 
 # Wrong here, and records are lost or mis-joined; any other difference is only worth a warning.

@@ -139,14 +139,19 @@ class Database:
         await self._pool.close(timeout=2)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
-        """Commit at the end of the body; on an exception roll back. Unavailable if the database cannot be had."""
+    async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Transaction]:
+        """Commit at the end of the body; on an exception roll back. Unavailable if the database cannot be had.
+
+        With `snapshot` all statements see one state of the database; without, each sees what is committed by then.
+        """
         try:
             connection = await self._pool.getconn()
         except (PoolTimeout, psycopg.OperationalError) as error:
             raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "the database does not answer") from error
         try:
             tx = Transaction(connection)
+            if snapshot:
+                await tx.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             yield tx
             ids = await tx.store_outbox()
             await _surely(connection.commit())

@@ -24,7 +24,7 @@ from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from chassis import telemetry
 from chassis.audit import Audit, Entry
 from chassis.errors import Forbidden, InvalidRequest, SightlineError, TooLarge, Unauthenticated, Unavailable
-from chassis.identity import Caller, Machine, Person, TokenVerifier, parse_machine
+from chassis.identity import PLATFORM, Caller, Machine, Person, TokenVerifier, parse_machine
 from chassis.settings import RpcSettings
 
 ERROR_DOMAIN = "sightline"
@@ -160,9 +160,11 @@ async def _authorise(call: Call) -> AsyncIterator[None]:
     if kind in allowed.desks:
         if call.person is None:
             raise Unauthenticated(Reason.ERROR_REASON_TOKEN_INVALID, "this method is for people: send an access token")
+        if call.machine and call.machine.agency_id not in (call.person.agency_id, PLATFORM):
+            raise Forbidden(Reason.ERROR_REASON_OTHER_AGENCY, "this desk belongs to another agency")
         if not call.person.roles & allowed.roles:
             raise Forbidden(Reason.ERROR_REASON_CALLER_NOT_ALLOWED, "none of your roles may call this method")
-    elif kind not in allowed.machines:
+    elif kind not in allowed.machines or (kind == "service" and call.machine and call.machine.agency_id != PLATFORM):
         raise Forbidden(Reason.ERROR_REASON_CALLER_NOT_ALLOWED, "this kind of caller may not call this method")
     elif call.person is not None:
         raise Forbidden(Reason.ERROR_REASON_CALLER_NOT_ALLOWED, "a person calls through a desk, not with a machine's certificate")
@@ -232,11 +234,16 @@ class Server(grpc.aio.ServerInterceptor):
     """A gRPC server. Register servicers on `grpc`, then start it."""
 
     def __init__(
-        self, settings: RpcSettings, allowed: Mapping[str, Allowed], tokens: TokenVerifier | None = None, audit: Audit | None = None
+        self,
+        settings: RpcSettings,
+        allowed: Mapping[str, Allowed],
+        tokens: TokenVerifier | None = None,
+        audit: Audit | None = None,
+        calls_at_most: int = 4000,
     ) -> None:
         self.settings, self.allowed, self.tokens, self.audit = settings, allowed, tokens, audit
         self.trust_domain = own_identity(settings).trust_domain
-        self.grpc = grpc.aio.server(interceptors=[self], options=_SERVER_OPTIONS, maximum_concurrent_rpcs=2000)
+        self.grpc = grpc.aio.server(interceptors=[self], options=_SERVER_OPTIONS, maximum_concurrent_rpcs=calls_at_most)
 
     async def start(self) -> int:
         """Listen with TLS, client certificates required; returns the port."""

@@ -11,10 +11,6 @@ from chassis import telemetry
 from chassis.bus import Publisher
 from chassis.db import Database, migrate
 from chassis.settings import DatabaseSettings, KafkaSettings, TelemetrySettings
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from testkit.backing import Backing, backing, make_database
 from tools.local import stack as local
@@ -88,17 +84,4 @@ async def world(stack: Stack) -> AsyncIterator[World]:
     telemetry.setup("simulator", "test", TelemetrySettings(otlp_endpoint=stack.otlp, log_level="error"))
     async with World(stack) as world:
         yield world
-
-
-@pytest.fixture
-def spans() -> Iterator[InMemorySpanExporter]:
-    """Spans that this process makes."""
-    provider = trace.get_tracer_provider()
-    if not isinstance(provider, TracerProvider):
-        telemetry.setup("test", "0", TelemetrySettings(otlp_endpoint=None, log_level="error"))
-        provider = trace.get_tracer_provider()
-    exporter = InMemorySpanExporter()
-    assert isinstance(provider, TracerProvider)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    yield exporter
-    exporter.clear()
+    telemetry.shutdown()

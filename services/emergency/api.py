@@ -1,17 +1,19 @@
 """The emergency service's gRPC face: protobuf in, use case, protobuf out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from chassis import telemetry
 from chassis.bus import TRANSIENT
 from chassis.clock import Clock
+from chassis.errors import Unavailable
 from chassis.paging import page_cursor, page_token
 from chassis.rpc import caller
 from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.activation.v1.activation_pb2 import ActivationResult
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from sightline.emergency.v1 import emergency_pb2
 from sightline.emergency.v1 import emergency_service_pb2 as pb
 from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceServicer
@@ -24,24 +26,26 @@ _DEFAULT_PAGE = 50
 # Watchers are told of changes at once by their own replica, and of other replicas' within this time.
 _LOOK_EVERY_S = 0.2
 _LATELY = timedelta(minutes=1)
+_WATCHERS_AT_MOST = 1000
 
 
 class Watchtower:
-    """Looks at the database for all watchers of this replica, so that banners outlive Kafka."""
+    """Looks at the database for all watchers of this replica, once for all, so that banners outlive Kafka."""
 
     def __init__(self, service: EmergencyService) -> None:
         self._service = service
-        self._seen: Mapping[str, Seen] = {}
+        self._shown: dict[str, tuple[Seen, Viewed]] = {}
         self._looked = asyncio.Condition()
+        self._watchers = 0
 
     async def look(self) -> None:
         """For ever: find out what has changed, and wake the watchers."""
         while True:
             try:
                 self._service.changed.clear()
-                self._seen = {seen.emergency_id: seen for seen in await self._service.seen(_LATELY)}
-                async with self._looked:
-                    self._looked.notify_all()
+                if await self._look():
+                    async with self._looked:
+                        self._looked.notify_all()
             except TRANSIENT as error:
                 telemetry.log().warning("watchers wait", error=str(error))
                 await asyncio.sleep(_LOOK_EVERY_S)
@@ -50,15 +54,36 @@ class Watchtower:
             except TimeoutError:
                 continue
 
+    async def _look(self) -> bool:
+        """Read what has changed since the last look; what has long been cleared is forgotten."""
+        seen = {each.emergency_id: each for each in await self._service.seen(_LATELY)}
+        changed = [key for key, each in seen.items() if key not in self._shown or self._shown[key][0].shown != each.shown]
+        gone = [key for key in self._shown if key not in seen]
+        for view in await self._service.viewed(changed) if changed else []:
+            self._shown[view[0].emergency_id] = seen[view[0].emergency_id], view
+        for key in gone:
+            del self._shown[key]
+        return bool(changed)
+
     async def changes(self, agency_id: str) -> AsyncIterator[list[Viewed]]:
         """First what is there, then what changes. A slow watcher gets the newest state, never a queue."""
+        if self._watchers >= _WATCHERS_AT_MOST:
+            raise Unavailable(Reason.ERROR_REASON_GOING_AWAY, "this replica has enough watchers; connect again")
+        self._watchers += 1
         known: dict[str, int] = {}
-        while True:
-            ids = [s.emergency_id for s in self._seen.values() if s.agency_id == agency_id and known.get(s.emergency_id) != s.shown]
-            known = {s.emergency_id: s.shown for s in self._seen.values() if s.agency_id == agency_id}
-            yield await self._service.viewed(ids) if ids else []
-            async with self._looked:
-                await self._looked.wait()
+        try:
+            while True:
+                of_agency = {key: each for key, each in self._shown.items() if each[0].agency_id == agency_id}
+                news = [view for key, (seen, view) in of_agency.items() if known.get(key) != seen.shown]
+                # What left the picture while this watcher was slow has been cleared, and the watcher must hear it.
+                missed = [key for key in known if key not in of_agency]
+                unseen = await self._service.viewed(missed) if missed else []
+                known = {key: seen.shown for key, (seen, _) in of_agency.items()}
+                yield news + unseen
+                async with self._looked:
+                    await self._looked.wait()
+        finally:
+            self._watchers -= 1
 
 
 class EmergencyApi(EmergencyServiceServicer):

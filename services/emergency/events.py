@@ -1,6 +1,7 @@
 """Emergencies on their way out, activation results on their way in; protobuf <-> model."""
 
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from chassis.bus import Received, Record, parse
 from chassis.db import Transaction
@@ -17,6 +18,7 @@ from services.emergency.service import EmergencyService
 
 # Results of emergencies older than this are not waited for any more.
 RESULTS_SINCE = timedelta(hours=24)
+_ID = 63  # characters at the most
 
 
 def to_emergency(e: Emergency) -> pb.Emergency:
@@ -125,6 +127,10 @@ class ResultReader:
     async def __call__(self, received: Received) -> None:
         """Handle one record of `activation.result`."""
         result = parse(ActivationResult, received.value)
-        if not result.emergency_id or not result.version:
-            raise PoisonError("a result without emergency or version")
+        try:
+            UUID(result.emergency_id)
+        except ValueError as error:
+            raise PoisonError("a result without an emergency") from error
+        if not result.version or len(result.camera_id) > _ID:
+            raise PoisonError("a result without version, or with an impossible camera")
         await self._service.keep_result(result.emergency_id, result.epoch, result.camera_id, result.version, received.value)

@@ -113,6 +113,7 @@ class EmergencyService:
     def __init__(
         self,
         database: Database,
+        reading: Database,
         store: Emergencies,
         registry: Registry,
         announcer: Announcer,
@@ -120,6 +121,7 @@ class EmergencyService:
         clock: Clock,
         age_gate: timedelta,
     ) -> None:
+        self._reading = reading  # a pool of its own, so that no crowd of watchers keeps a press waiting
         self._database, self._store, self._registry, self._announcer = database, store, registry, announcer
         self._audit, self._clock, self.age_gate = audit, clock, age_gate
         self.changed = asyncio.Event()
@@ -226,7 +228,7 @@ class EmergencyService:
 
     async def fill_pins(self) -> None:
         """Ask the registry again for emergencies that it gave no word on."""
-        async with self._database.transaction() as tx:
+        async with self._reading.transaction() as tx:
             waiting = await self._store.unpinned(tx, _FILL_BATCH)
         for each in waiting:
             holder = await self._registry.holder(each.radio, each.epoch_started_at, each.agency_id)
@@ -241,7 +243,7 @@ class EmergencyService:
 
     async def get(self, caller: Caller, emergency_id: str) -> Viewed:
         """One emergency with its activation results; NotFound also for another agency's."""
-        async with self._database.transaction() as tx:
+        async with self._reading.transaction() as tx:
             emergency = await self._store.get(tx, emergency_id)
             if emergency is None or not caller.may_see(emergency.agency_id):
                 raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "no such emergency")
@@ -249,17 +251,17 @@ class EmergencyService:
 
     async def page(self, agency_id: str | None, is_open: bool | None, before: str, limit: int) -> list[Emergency]:
         """A page of emergencies, newest first."""
-        async with self._database.transaction() as tx:
+        async with self._reading.transaction() as tx:
             return await self._store.page(tx, agency_id, is_open, before, limit)
 
     async def seen(self, lately: timedelta) -> list[Seen]:
         """What watchers shall know of."""
-        async with self._database.transaction() as tx:
+        async with self._reading.transaction() as tx:
             return await self._store.seen(tx, lately)
 
     async def viewed(self, ids: Sequence[str]) -> list[Viewed]:
         """Emergencies with their results."""
-        async with self._database.transaction() as tx:
+        async with self._reading.transaction() as tx:
             results = await self._store.results(tx, ids)
             return [(e, results.get(e.emergency_id, [])) for e in await self._store.several(tx, ids)]
 

@@ -25,7 +25,6 @@ async def main(app: App[RegistrySettings]) -> None:
     """Build the parts, inside out, and start them."""
     settings, clock = app.settings, SystemClock()
     await app.serve_health(settings.rpc.health_listen)
-    await app.wait_for("Kafka topics", lambda: check_topics(settings.kafka, (REGISTRY_DUTY, AUDIT_RECORD)))
     publisher = Publisher(settings.kafka)
     app.resources.push_async_callback(publisher.close)
     database = Database(settings.database, "registry", publisher)
@@ -45,6 +44,8 @@ async def main(app: App[RegistrySettings]) -> None:
     await server.start()
     app.resources.push_async_callback(server.grpc.stop, 2)
     await app.ready()
+    # Presses ask who holds the radio: that needs PostgreSQL, not Kafka.
+    await app.wait_for("Kafka topics", lambda: check_topics(settings.kafka, (REGISTRY_DUTY, AUDIT_RECORD)))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Registry(Protocol):
     async def camera_keys(self, tx: Transaction, camera_ids: Sequence[str]) -> dict[str, tuple[int, str]]: ...
     async def hold(self, tx: Transaction, officer: int, radios: Sequence[int], cameras: Sequence[int], unit: str, span: Span) -> None: ...
     async def release(self, tx: Transaction, officer: int, at: datetime) -> tuple[list[int], list[str]]: ...
-    async def touch(self, tx: Transaction, officer: int, since: datetime) -> list[int]: ...
+    async def touch(self, tx: Transaction, officer: int, since: datetime, also: Sequence[int] = ()) -> list[int]: ...
     async def duties(self, tx: Transaction, radio_keys: Sequence[int], since: datetime) -> list[Duty]: ...
     async def due(self, tx: Transaction, before: datetime, limit: int) -> list[int]: ...
     async def carried(self, tx: Transaction, officer: int, at: datetime) -> tuple[tuple[str, ...], str]: ...
@@ -114,7 +114,7 @@ class RegistryService:
             radio_keys, cameras = await self._store.release(tx, key, at)
             if not radio_keys and not cameras:
                 raise WrongState(Reason.ERROR_REASON_SHIFT_STATE, "the officer holds nothing at that time")
-            await self._announce(tx, await self._store.touch(tx, key, self._window()))
+            await self._announce(tx, await self._store.touch(tx, key, self._window(), radio_keys))
             radios = [duty.radio for duty in await self._store.duties(tx, radio_keys, now)]
             details = {"radios": str(len(radios)), "cameras": ",".join(cameras), "at": at.isoformat()}
             await self._note(tx, caller, "shift.checked_in", f"officers/{officer_id}", officer.agency_id, details)
@@ -127,7 +127,7 @@ class RegistryService:
 
     async def resolve_radio(self, radio: RadioId, at: datetime, agency_id: str) -> tuple[Duty | None, bool]:
         """The radio's duty, None if it is not registered; and whether the agency is registered."""
-        async with self._database.transaction() as tx:
+        async with self._database.transaction(snapshot=True) as tx:  # version and holds must be of one moment
             known = await self._store.agency_exists(tx, agency_id)
             found = (await self._store.radio_keys(tx, [radio]))[0]
             since = min(at, self._window())

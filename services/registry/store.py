@@ -123,15 +123,15 @@ class Store:
         )
         return [row["radio_key"] for row in radios], [row["camera_id"] for row in cameras]
 
-    async def touch(self, tx: Transaction, officer: int, since: datetime) -> list[int]:
-        """Raise the duty version of every radio that the officer holds after `since`; returns their keys.
+    async def touch(self, tx: Transaction, officer: int, since: datetime, also: Sequence[int] = ()) -> list[int]:
+        """Raise the duty version of every radio that the officer holds after `since`, and of `also`; returns their keys.
 
         The row lock makes a concurrent change of the same radio wait, and so see this one when it reads the holds.
         """
         rows = await tx.all(
-            "SELECT radio_key FROM radio WHERE radio_key IN"
+            "SELECT radio_key FROM radio WHERE radio_key = ANY(%s) OR radio_key IN"
             " (SELECT radio_key FROM radio_hold WHERE officer_key = %s AND held && tstzrange(%s, NULL)) ORDER BY radio_key FOR UPDATE",
-            [officer, since],
+            [list(also), officer, since],
         )
         keys = [row["radio_key"] for row in rows]
         await tx.execute("UPDATE radio SET duty_version = duty_version + 1 WHERE radio_key = ANY(%s)", [keys])

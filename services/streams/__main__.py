@@ -24,6 +24,8 @@ from services.streams.settings import StreamsSettings
 from services.streams.store import Store
 
 _SWEEP_S = 0.25
+# Every camera keeps one call open; a replica that has this many refuses more, and they try another.
+_LINKS_AT_MOST = 20_000
 
 
 async def main(app: App[StreamsSettings]) -> None:
@@ -41,7 +43,7 @@ async def main(app: App[StreamsSettings]) -> None:
     emergencies = EmergencyPeer(connect(settings.emergency_target, settings.rpc))
     # A new process has none of an old one's links, so it is another replica, whatever its name.
     service = StreamsService(database, Store(), emergencies, ActivationAnnouncer(), audit, clock, f"{settings.replica}/{uuid7()}")
-    server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
+    server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit, calls_at_most=_LINKS_AT_MOST)
     add_CameraLinkServiceServicer_to_server(CameraLinkApi(service), server.grpc)
     add_StreamServiceServicer_to_server(StreamApi(service), server.grpc)
     decisions = Reader("streams-decisions", DecisionReader.topics, DecisionReader(service), settings.kafka, publisher)

@@ -1,6 +1,7 @@
 """Decisions and emergencies in, activation results out; protobuf <-> model."""
 
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 from chassis.bus import Received, Record, parse
 from chassis.db import Transaction
@@ -14,8 +15,9 @@ from services.streams.model import Activation, Decision, KnownEmergency
 from services.streams.service import StreamsService
 
 _STATE, _REFUSAL, _NO_CAMERA = "ACTIVATION_STATE_", "REFUSAL_REASON_", "NO_CAMERA_REASON_"
-# Decisions are of use within the age gate; emergencies are state.
-DECISIONS_SINCE, EMERGENCIES_SINCE = timedelta(minutes=5), timedelta(hours=24)
+# Decisions are of use within the longest age gate, and a margin; emergencies are state.
+DECISIONS_SINCE, EMERGENCIES_SINCE = timedelta(minutes=35), timedelta(hours=24)
+_ID, _SOURCE, _CAMERAS = 63, 100, 16  # characters, and cameras of one officer, at the most
 
 
 def to_result(a: Activation) -> ActivationResult:
@@ -87,6 +89,13 @@ class ActivationAnnouncer:
         tx.emit(Record.of(ACTIVATION_RESULT, key, to_result(activation), source="streams", subject=subject))
 
 
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
+
+
 class DecisionReader:
     """Takes in decisions of all lanes."""
 
@@ -98,9 +107,12 @@ class DecisionReader:
     async def __call__(self, received: Received) -> None:
         """Handle one record of `activation.decision`."""
         message = parse(ActivationDecision, received.value)
-        if not message.emergency_id or not message.epoch or not message.HasField("expires_at"):
+        if not _is_uuid(message.emergency_id) or not message.epoch or not message.HasField("expires_at"):
             raise PoisonError("a decision without emergency, epoch or expiry")
-        decided_by = received.headers.get("ce_source", b"").decode("utf-8", "replace").removeprefix("/sightline/")
+        names = (*message.camera_ids, message.agency_id, message.officer_id or "-")
+        if len(message.camera_ids) > _CAMERAS or not all(0 < len(name) <= _ID for name in names):
+            raise PoisonError("a decision with impossible names")
+        decided_by = received.headers.get("ce_source", b"").decode("utf-8", "replace").removeprefix("/sightline/")[:_SOURCE]
         await self._service.take_decision(to_decision(message, decided_by))
 
 
@@ -115,6 +127,6 @@ class EmergencyReader:
     async def __call__(self, received: Received) -> None:
         """Handle one record of `emergency.event`."""
         emergency = parse(EmergencyEvent, received.value).emergency
-        if not emergency.emergency_id or not emergency.version:
+        if not _is_uuid(emergency.emergency_id) or not emergency.version or not 0 < len(emergency.agency_id) <= _ID:
             raise PoisonError("an event without emergency or version")
         await self._service.take_emergency(to_known(emergency))

@@ -296,3 +296,77 @@ async def test_the_newest_link_of_a_camera_wins(world: World, someone: Someone) 
     assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "RECORDING"}
     assert len(newer.starts) == 1
     assert not older.starts
+
+
+async def test_a_press_with_padded_text_and_impossible_times_is_taken_and_marked(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    press = world.gateway.press(officer.radio)
+    press.radio_alias = "P1\0\0\0"
+    press.source_time.seconds = 2**40
+    press.received_at.seconds = -62_135_596_800  # the year 1: the gateway's clock was set while it kept the press
+
+    pressed = await world.gateway.send(press)
+
+    emergency = (await world.get(pressed.emergency_id)).emergency
+    assert emergency.radio_alias == "P1"
+    assert emergency.clocks.clock_suspect
+    assert not emergency.stale_on_arrival
+    assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "RECORDING"}
+
+
+async def test_a_counter_of_zeros_tells_no_presses_apart(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    first, second = world.gateway.press(officer.radio), world.gateway.press(officer.radio)
+    for press in (first, second):
+        press.press.counter = press.press.boot_epoch = 0
+    pressed = await world.gateway.send(first)
+    await world.clear(pressed.emergency_id)
+    assert (await world.gateway.send(second)).emergency_id != pressed.emergency_id
+
+
+async def test_a_fresh_press_on_a_stale_emergency_starts_the_camera(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    stale = await world.gateway.send(world.gateway.press(officer.radio, late=timedelta(minutes=25)))
+    await world.outcome(stale.emergency_id)
+
+    fresh = await world.press(officer.radio)
+
+    assert fresh.emergency_id == stale.emergency_id
+    emergency = (await world.get(fresh.emergency_id)).emergency
+    assert (emergency.epoch, emergency.stale_on_arrival, emergency.subject.officer_id) == (2, False, officer.officer_id)
+    assert await world.states(fresh.emergency_id, epoch=2) == {officer.camera_ids[0]: "RECORDING"}
+
+
+async def test_another_agencys_gateway_cannot_hide_a_press(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    await world.admin.call(
+        world.admin.registry.CreateAgency,
+        registry_pb.CreateAgencyRequest(agency=registry_pb.Agency(agency_id="partner-pd", display_name="Partner")),
+    )
+    foreign = world.new_gateway("gw-hiding", "partner-pd")
+    press = world.gateway.press(officer.radio)
+    await foreign.cancel(press)
+    hidden = await foreign.send(foreign.press(officer.radio))
+
+    pressed = await world.gateway.send(press)
+
+    assert pressed.emergency_id != hidden.emergency_id
+    emergency = (await world.get(pressed.emergency_id)).emergency
+    assert not emergency.HasField("cancel_requested")
+    assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "RECORDING"}
+
+
+async def test_only_the_newest_press_can_be_taken_back(world: World, someone: Someone) -> None:
+    officer = await world.duty(someone())
+    first = world.gateway.press(officer.radio)
+    pressed = await world.gateway.send(first)
+    newest = world.gateway.press(officer.radio)
+    await world.gateway.send(newest)
+
+    await world.gateway.cancel(first)
+    assert not (await world.get(pressed.emergency_id)).emergency.HasField("cancel_requested")
+
+    by_request = pb.CancelAlarmRequest(radio=officer.radio, press_request_id=newest.request_id)
+    answer = await world.gateway.stub.CancelAlarm(by_request, timeout=5)
+    assert answer.emergency_id == pressed.emergency_id
+    assert (await world.get(pressed.emergency_id)).emergency.HasField("cancel_requested")

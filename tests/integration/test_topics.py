@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -10,12 +11,13 @@ import psutil
 import pytest
 import pytest_asyncio
 from chassis import telemetry
-from chassis.bus import Publisher, Received, Record, Topic, check_topics
+from chassis.bus import Publisher, Received, Record, Topic, check_topics, client_config
 from chassis.errors import Misconfigured
 from chassis.reader import Reader
 from chassis.settings import KafkaSettings
+from confluent_kafka import Producer
 from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, AUDIT_RECORD, EMERGENCY_EVENT, REGISTRY_DUTY
-from sightline.activation.v1.activation_pb2 import ActivationDecision
+from sightline.activation.v1.activation_pb2 import ActivationDecision, ActivationResult
 from sightline.audit.v1.record_pb2 import AuditOutcome, AuditRecord
 from sightline.emergency.v1.emergency_pb2 import Emergency, EmergencyEvent
 from sightline.streams.v1 import stream_service_pb2 as streams_pb
@@ -59,17 +61,21 @@ POISON = {
     "random bytes": b"\xff\xfe\x00\x01garbage",
     "truncated": EmergencyEvent(emergency=Emergency(emergency_id="x" * 50)).SerializeToString()[:-7],
     "text": b"hello",
+    "nearly too large": random.Random(1).randbytes(250_000),
 }
 
 
 @pytest.mark.parametrize("topic", [EMERGENCY_EVENT, REGISTRY_DUTY, ACTIVATION_DECISION, ACTIVATION_RESULT], ids=lambda t: t.name)
 async def test_poison_goes_to_the_dlq_and_the_next_press_is_handled(
-    world: World, someone: Someone, publisher: Publisher, read: Read, topic: Topic
+    world: World, someone: Someone, publisher: Publisher, kafka: KafkaSettings, read: Read, topic: Topic
 ) -> None:
     officer = await world.duty(someone())
     key = f"poison-{officer.officer_id}".encode()
     for value in POISON.values():
         await publisher.publish(Record(topic.name, key, value, {"note": "poison"}))
+    raw = Producer(client_config(kafka))
+    raw.produce(topic.name, b"\xff no value for the header", key, headers=[("note", b"poison"), ("nothing", None)])
+    raw.flush(10)
 
     pressed = await world.press(officer.radio)
     assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "RECORDING"}
@@ -77,8 +83,8 @@ async def test_poison_goes_to_the_dlq_and_the_next_press_is_handled(
     place = next(r for r in read(topic) if r.key == key) if any(r.key == key for r in read(topic)) else None
 
     async def set_aside() -> list[Received] | None:
-        letters = [r for r in read(topic.dlq()) if r.value in POISON.values() and r.headers.get("note") == b"poison"]
-        return letters if {r.value for r in letters} == set(POISON.values()) else None
+        letters = [r for r in read(topic.dlq()) if r.headers.get("note") == b"poison"]
+        return letters if {r.value for r in letters} == {*POISON.values(), b"\xff no value for the header"} else None
 
     letters = await until(set_aside, f"dead letters of {topic.name}")
     for letter in letters:
@@ -109,6 +115,20 @@ async def test_a_decision_for_an_emergency_that_nobody_raised_is_never_executed(
 
     await until(noted, "audit record of the rejected decision")
     assert not world.cameras[officer.camera_ids[0]].starts
+
+
+async def test_a_decision_with_impossible_names_stops_nothing(world: World, someone: Someone, publisher: Publisher) -> None:
+    """What PostgreSQL refuses for ever must not be tried for ever."""
+    officer = await world.duty(someone())
+    huge = ActivationDecision(emergency_id="01900000-0000-7000-8000-000000000002", epoch=1, agency_id="x" * 9_000, camera_ids=["c"])
+    huge.expires_at.FromDatetime(datetime.now(UTC))
+    await publisher.publish(Record(ACTIVATION_DECISION.name, b"x", huge.SerializeToString(), {"ce_source": "s" * 12_000}))
+    result = ActivationResult(emergency_id=huge.emergency_id, epoch=1, version=1, camera_id="c" * 12_000)
+    await publisher.publish(Record(ACTIVATION_RESULT.name, b"x", result.SerializeToString()))
+
+    pressed = await world.press(officer.radio)
+
+    assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "RECORDING"}
 
 
 async def test_a_second_differing_decision_is_recorded_and_not_executed(world: World, someone: Someone, publisher: Publisher) -> None:

@@ -95,7 +95,6 @@ class Postgres:
         user = _UNPRIVILEGED if self._as_root else None
         if not (self._data / "PG_VERSION").exists():
             self._create(programs, user)
-        (self._data / "postmaster.pid").unlink(missing_ok=True)  # of a server that was killed; its port is not ours
         settings = {
             "port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": 200,
             "shared_buffers": "64MB", "log_min_messages": "warning",

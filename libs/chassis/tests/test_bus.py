@@ -11,7 +11,7 @@ from chassis.bus import Publisher, Received, Record, Topic, client_config, parse
 from chassis.errors import PoisonError, Unavailable
 from chassis.reader import Reader
 from chassis.settings import KafkaSettings
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from sightline.common.v1.error_reason_pb2 import ErrorReason
@@ -95,6 +95,19 @@ async def test_a_message_of_the_wrong_kind_is_a_mistake_of_ours(topic: Topic) ->
 async def test_publishing_to_a_topic_that_is_not_there_fails_loudly(publisher: Publisher) -> None:
     with pytest.raises(KafkaException):
         await publisher.publish(Record("no.such.topic", b"k", b"v"))
+
+
+async def test_a_producer_that_failed_for_good_is_replaced(kafka: KafkaSettings, topic: Topic) -> None:
+    publisher = Publisher(kafka)
+    await publisher.publish(record(topic, b"before"))
+    failed, waiting = publisher._producer, asyncio.get_running_loop().create_future()
+    publisher._waiting.add(waiting)
+    publisher._renew_if_fatal(failed, KafkaException(KafkaError(KafkaError._FATAL, "fenced", fatal=True)))
+    with pytest.raises(Unavailable):
+        await waiting
+    assert publisher._producer is not failed
+    await publisher.publish(record(topic, b"after"))
+    await publisher.close()
 
 
 async def test_a_tail_from_now_skips_what_was_and_a_tail_from_then_does_not(

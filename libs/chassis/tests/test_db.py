@@ -35,7 +35,7 @@ class DeadPublisher(Publisher):
 
 
 def letter(text: str) -> Record:
-    return Record(AUDIT_RECORD.name, b"test", text.encode())
+    return Record(AUDIT_RECORD.dlq().name, b"test", text.encode())
 
 
 async def _unpublished(database: Database) -> list[bytes]:

@@ -93,6 +93,14 @@ async def test_release_ends_what_is_held_now_and_keeps_what_is_planned(database:
     assert duty.at(NOW) is None
 
 
+async def test_a_check_in_in_retrospect_is_a_new_version_too(database: Database) -> None:
+    async with database.transaction() as tx:
+        anna, _, radio, _ = await _force(tx)
+        await store.hold(tx, anna, [radio], [], "", span(-5, None))
+        released, _ = await store.release(tx, anna, NOW - timedelta(hours=2))
+        assert await store.touch(tx, anna, NOW - timedelta(minutes=30), released) == [radio]
+
+
 async def test_the_same_again_is_harmless_and_another_is_refused(database: Database) -> None:
     async with database.transaction() as tx:
         await store.add_agency(tx, Agency("twice", "A"))
