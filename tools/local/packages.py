@@ -8,7 +8,6 @@ import signal
 import subprocess
 import tempfile
 import warnings
-from hashlib import sha256
 from pathlib import Path
 
 import psycopg
@@ -78,14 +77,17 @@ class Postgres:
 
     def __init__(self, folder: Path) -> None:
         self._logs = folder.parent / "logs"
-        self._password_file = folder.parent / "secrets" / "postgres"
         self.port = free_ports(1)[0]
         self._as_root = os.geteuid() == 0
         if self._as_root:
-            # A folder that the unprivileged user can reach, whatever the rights of the project's own folder are.
-            place = sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-            folder = Path(tempfile.gettempdir()) / f"sightline-postgres-{place}"
-        self._folder, self._data = folder, folder / "data"
+            # A folder that the unprivileged user can reach, whatever the rights of the project's own folder are. Its name
+            # is kept in the stack's folder, so that a new one there never meets the data of an old one.
+            name = folder.with_suffix(".id")
+            if not name.exists():
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                name.write_text(secrets.token_hex(8))
+            folder = Path(tempfile.gettempdir()) / f"sightline-postgres-{name.read_text()}"
+        self._folder, self._data, self._password_file = folder, folder / "data", folder / "superuser"
 
     @property
     def admin_url(self) -> str:
@@ -108,7 +110,6 @@ class Postgres:
 
     def _create(self, programs: Path, user: str | None) -> None:
         shutil.rmtree(self._data, ignore_errors=True)
-        self._password_file.parent.mkdir(parents=True, exist_ok=True)
         self._password_file.touch(mode=0o600)
         self._password_file.write_text(secrets.token_urlsafe(16))
         handed = self._folder / "password"
