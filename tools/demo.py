@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
+from sightline.activation.v1.activation_pb2 import ActivationResult, NoCameraReason, RefusalReason
 from sightline.emergency.v1 import emergency_service_pb2 as pb
 from sightline.emergency.v1.emergency_pb2 import EMERGENCY_STATE_OPEN, AlarmStatus, SubjectState
 
@@ -145,9 +146,19 @@ def _cells(change: pb.WatchEmergenciesResponse) -> tuple[str, ...]:
     marks = [mark for mark, on in (("stale", e.stale_on_arrival), ("cancel asked", e.HasField("cancel_requested"))) if on]
     if e.status == AlarmStatus.ALARM_STATUS_EXERCISE:
         marks.append("exercise")
-    cameras = ", ".join(f"{a.camera_id or 'none'} {name_of(a.state).lower().replace('_', ' ')}" for a in change.activations)
+    cameras = ", ".join(map(_camera, change.activations))
     radio = f"{e.radio.system_id:03x}-{e.radio.unit_id}"
     return e.emergency_id[-8:], radio, who, " ".join([state, *marks]), str(1 + e.repeat_count), cameras
+
+
+def _camera(result: ActivationResult) -> str:
+    """A camera with what it does, or why not."""
+    state = name_of(result.state).lower().replace("_", " ")
+    if result.no_camera_reason:
+        return NoCameraReason.Name(result.no_camera_reason).removeprefix("NO_CAMERA_REASON_").lower().replace("_", " ")
+    if result.refusal_reason:
+        state += f": {RefusalReason.Name(result.refusal_reason).removeprefix('REFUSAL_REASON_').lower().replace('_', ' ')}"
+    return f"{result.camera_id} {state}"
 
 
 async def demo(stack: Stack, console: Console, seconds: float | None, started: float, on_end: Callable[[list[Line]], None]) -> bool:

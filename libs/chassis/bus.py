@@ -151,7 +151,7 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         "reconnect.backoff.max.ms": 500,
         "socket.keepalive.enable": True,
         "socket.nagle.disable": True,
-        "log_level": 3,
+        "log_level": 2,  # what matters comes through error_cb
         "error_cb": lambda error: telemetry.log().warning("kafka client", error=str(error)),
     }
     if settings.ca_file:
