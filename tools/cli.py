@@ -175,7 +175,7 @@ def drill(data: Data = local.DEFAULT_DATA, as_json: Json = False) -> None:
 def bench(
     data: Data = local.DEFAULT_DATA,
     presses: Annotated[int, typer.Option(help="How many presses.", min=10, max=10_000)] = 300,
-    rate: Annotated[float, typer.Option(help="Presses a second, open loop.", min=0.1, max=200)] = 20,
+    rate: Annotated[float, typer.Option(help="Presses a second, open loop.", min=0.1, max=200)] = 10,
     as_json: Json = False,
 ) -> None:
     """Press at a steady rate and show the time to the OK and to the recording."""

@@ -5,6 +5,7 @@ a primary key or a version of its own (docs/decisions/0004-no-inbox-table.md).
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
@@ -161,7 +162,13 @@ class Database:
                 raise
             raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "the database did not commit") from error
         finally:
-            await _surely(self._pool.putconn(connection))  # rolls back what is not committed
+            await _surely(self._give_back(connection))
+
+    async def _give_back(self, connection: psycopg.AsyncConnection[Row]) -> None:
+        """Roll back what is not committed, and return the connection to the pool."""
+        with contextlib.suppress(psycopg.Error):
+            await connection.rollback()
+        await self._pool.putconn(connection)
 
     def _publish_soon(self, ids: list[int], records: list[Record]) -> None:
         if ids:

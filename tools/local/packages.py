@@ -40,7 +40,7 @@ class Kafka:
         self._folder.mkdir(parents=True, exist_ok=True)
         properties = self._folder / "server.properties"
         properties.write_text("\n".join(f"{name}={value}" for name, value in self._properties().items()))
-        if not (self._folder / "data" / "meta.properties").exists():
+        if self.is_new:
             cluster = "sightline-laptop-00000"
             subprocess.run(
                 [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)],
@@ -66,6 +66,15 @@ class Kafka:
             "group.initial.rebalance.delay.ms": 0,
             "group.min.session.timeout.ms": 1000,
         }
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there is no data yet."""
+        return not (self._folder / "data" / "meta.properties").exists()
+
+    def purge(self) -> None:
+        """Remove all data."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def ready(self) -> None:
         """Raise until the broker answers."""
@@ -98,7 +107,7 @@ class Postgres:
         """Create the cluster if it is missing, start."""
         programs = self._programs()
         user = _UNPRIVILEGED if self._as_root else None
-        if not (self._data / "PG_VERSION").exists():
+        if self.is_new:
             self._create(programs, user)
         settings = {
             "port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": 200,
@@ -142,6 +151,11 @@ class Postgres:
             shutil.copytree(packaged.with_name(f"{packaged.name}.libs"), copy / f"{packaged.name}.libs", dirs_exist_ok=True)
             (copy / "complete").touch()
         return copy / packaged.name / "pginstall18" / "bin"
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there is no data yet."""
+        return not (self._data / "PG_VERSION").exists()
 
     def ready(self) -> None:
         """Raise until the server answers."""

@@ -153,6 +153,10 @@ def _start_backing(stack: Stack, progress: Progress) -> None:
         progress("the container engine could not start them; taking packages instead")
     progress("starting Kafka and PostgreSQL from packages (the first time fetches Kafka)")
     kafka, postgres = Kafka(stack.data / "kafka"), Postgres(stack.data / "postgres")
+    if kafka.is_new or postgres.is_new:
+        # Neither may outlive the other (a cleared /tmp, say): topics would tell of what the database does not know.
+        kafka.purge()
+        postgres.purge()
     with ThreadPoolExecutor(2) as pool:
         for starting in [pool.submit(lambda part=part: _started(stack, part.start())) for part in (postgres, kafka)]:  # type: ignore[misc]
             starting.result()
