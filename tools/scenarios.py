@@ -57,7 +57,7 @@ def _camera(world: World, member: Member) -> Camera:
 
 async def _look(world: World, member: Member, emergency_id: str, states: Mapping[str, str]) -> dict[str, Any]:
     """The facts that most scenarios compare."""
-    emergency = (await world.get(emergency_id)).emergency
+    emergency = await world.pinned(emergency_id)
     return {
         "open": emergency.state == EMERGENCY_STATE_OPEN,
         "officer": emergency.subject.officer_id,
@@ -132,7 +132,7 @@ async def unassigned_radio(world: World, member: Member) -> Outcome:
     """A registered radio that nobody holds: visible, without a subject, and no camera is guessed."""
     pressed = await world.press(member.radio)
     results = await world.outcome(pressed.emergency_id)
-    emergency = (await world.get(pressed.emergency_id)).emergency
+    emergency = await world.pinned(pressed.emergency_id)
     found = {
         "open": emergency.state == EMERGENCY_STATE_OPEN,
         "subject": SubjectState.Name(emergency.subject.state),

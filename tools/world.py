@@ -13,7 +13,7 @@ import grpc
 from sightline.activation.v1.activation_pb2 import ActivationResult, ActivationState
 from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.emergency.v1 import emergency_service_pb2 as pb
-from sightline.emergency.v1.emergency_pb2 import DISPOSITION_EXERCISE, EMERGENCY_STATE_OPEN
+from sightline.emergency.v1.emergency_pb2 import DISPOSITION_EXERCISE, EMERGENCY_STATE_OPEN, Emergency, SubjectState
 
 from tools.desk import Desk
 from tools.local.stack import Stack
@@ -133,6 +133,15 @@ class World:
             self.supervisor.emergency.GetEmergency, pb.GetEmergencyRequest(emergency_id=emergency_id)
         )
         return answer
+
+    async def pinned(self, emergency_id: str) -> Emergency:
+        """An emergency once the registry has said who held the radio; a busy machine may take longer than a press waits."""
+
+        async def answered() -> Emergency | None:
+            emergency = (await self.get(emergency_id)).emergency
+            return emergency if emergency.subject.state != SubjectState.SUBJECT_STATE_UNPINNED else None
+
+        return await until(answered, f"holder of {emergency_id}")
 
     async def outcome(self, emergency_id: str, *, epoch: int = 1, without: tuple[str, ...] = ("REQUESTED",)) -> dict[str, ActivationResult]:
         """Results by camera, once there are some and none is in a state of `without`."""

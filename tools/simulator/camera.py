@@ -30,6 +30,7 @@ class Faults:
     docked: bool = False
     storage_full: bool = False
     slow_s: float = 0.0
+    answers_after: asyncio.Event | None = None
     duplicate_reports: bool = False
 
     def refusal(self) -> RefusalReason.ValueType:
@@ -131,6 +132,8 @@ class Camera:
         name = (order.emergency_id, order.epoch)
         with telemetry.span("camera record", parent=order.traceparent or None, attributes={"camera.id": self.camera_id}):
             await asyncio.sleep(self.faults.slow_s)
+            if self.faults.answers_after:
+                await self.faults.answers_after.wait()
             del self._pending[name]
             if time.monotonic() >= until:
                 return  # too late to start: nobody wants a camera that wakes up long after the press
