@@ -242,7 +242,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop_like_ctrl_c)
     try:
-        app()
+        app(prog_name="sightline")
     except StartError as error:
         err.print(f"[red]{error}[/red]", highlight=False)
         sys.exit(1)

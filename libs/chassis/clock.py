@@ -1,6 +1,6 @@
 """Time as a dependency."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Protocol
 
 
@@ -18,18 +18,3 @@ class SystemClock:
     def now(self) -> datetime:
         """The platform's time, aware, in UTC."""
         return datetime.now(UTC)
-
-
-class ManualClock:
-    """A clock that stands still until it is moved; for tests of time rules."""
-
-    def __init__(self, start: datetime) -> None:
-        self._now = start
-
-    def now(self) -> datetime:
-        """The time it was set to."""
-        return self._now
-
-    def advance(self, by: timedelta) -> None:
-        """Move the clock on by a span, which may be negative."""
-        self._now += by

@@ -8,7 +8,7 @@ import pytest
 
 from tools.local.stack import ROOT
 
-DOCUMENTS = sorted(p for p in ROOT.rglob("*.md") if not {".venv", ".local", "node_modules"} & set(p.relative_to(ROOT).parts))
+DOCUMENTS = sorted(p for p in ROOT.rglob("*.md") if not any(part.startswith(".") for part in p.relative_to(ROOT).parts))
 # Written as fragments, so that this file does not contain what it looks for.
 FORBIDDEN = re.compile(
     "|".join(["/" + "work/", "/" + "farm/", "index" + "-url", "pypi" + r"\.org", "registry" + r"\.npmjs", "repo1" + r"\.maven"])
