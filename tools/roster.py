@@ -35,9 +35,14 @@ def member(name: str, number: int, cameras: int = 1) -> Member:
     return Member(f"{name}-{number:04d}", radio(number), ids, f"unit-{number // 2:03d}")
 
 
+async def create_agency(desk: Desk, agency_id: str) -> None:
+    """Register an agency; repeating it is harmless."""
+    await desk.call(desk.registry.CreateAgency, pb.CreateAgencyRequest(agency=pb.Agency(agency_id=agency_id, display_name=agency_id)))
+
+
 async def register(desk: Desk, agency_id: str, members: list[Member]) -> None:
     """Register an agency with its members and their things; repeating it is harmless."""
-    await desk.call(desk.registry.CreateAgency, pb.CreateAgencyRequest(agency=pb.Agency(agency_id=agency_id, display_name=agency_id)))
+    await create_agency(desk, agency_id)
     gate = asyncio.Semaphore(_AT_ONCE)
 
     async def one(each: Member) -> None:

@@ -15,8 +15,9 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from chassis import telemetry
+from chassis.audit import Audit
 from chassis.bus import TRANSIENT
-from chassis.db import migrate
+from chassis.db import Database, migrate
 from chassis.errors import Misconfigured
 from chassis.settings import ServiceSettings, load
 
@@ -58,27 +59,15 @@ class App(Generic[S]):
             telemetry.log().error("a background task ended", task=task.get_name(), error=repr(task.exception()))
             self._failed.set()
 
-    async def wait_for(self, what: str, attempt: Callable[[], Awaitable[Any]]) -> None:
-        """Repeat until it works; services start in any order, and each says what it waits for."""
-        pause = 0.1
-        while True:
-            try:
-                await attempt()
-                return
-            except Misconfigured:
-                raise
-            except Exception as error:
-                telemetry.log().warning("waiting", for_=what, because=f"{type(error).__name__}: {error}"[:300])
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, 2.0)
+    def ship(self, database: Database, audit: Audit) -> None:
+        """Publish what the database's transactions leave behind: events by its outbox, audit records, refused calls."""
+        self.background("outbox sweeper", database.sweep())
+        self.background("audit shipper", audit.ship())
+        self.background("audit of refusals", audit.write_refusals())
 
     async def serve_health(self, listen: str) -> None:
         """Answer grpc.health.v1 in the clear, for the kubelet; NOT_SERVING until `ready`."""
-        await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        server.add_insecure_port(listen)
-        await server.start()
+        server = await health_server(self._health, listen)
         self.resources.push_async_callback(server.stop, 0.5)
 
     async def ready(self) -> None:
@@ -104,6 +93,31 @@ class App(Generic[S]):
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_DRAIN_S)
         await asyncio.wait_for(self.resources.aclose(), _DRAIN_S)
+
+
+async def wait_for(what: str, attempt: Callable[[], Awaitable[Any]]) -> None:
+    """Repeat until it works; services start in any order, and each says what it waits for."""
+    pause = 0.1
+    while True:
+        try:
+            await attempt()
+            return
+        except Misconfigured:
+            raise
+        except Exception as error:
+            telemetry.log().warning("waiting", for_=what, because=f"{type(error).__name__}: {error}"[:300])
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, 2.0)
+
+
+async def health_server(servicer: health.aio.HealthServicer, listen: str) -> grpc.aio.Server:
+    """Start a plain gRPC server with nothing but health, NOT_SERVING to begin with."""
+    await servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    server.add_insecure_port(listen)
+    await server.start()
+    return server
 
 
 def run(name: str, kind: type[S], main: Callable[[App[S]], Coroutine[Any, Any, None]], migrations: Path | None = None) -> None:

@@ -11,7 +11,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from chassis.settings import TelemetrySettings
@@ -88,8 +88,3 @@ def trace_id() -> str:
     """The current trace as 32 hexadecimal digits; empty outside a span."""
     context = trace.get_current_span().get_span_context()
     return f"{context.trace_id:032x}" if context.is_valid else ""
-
-
-def failed(current: Span, reason: str) -> None:
-    """Mark a span as failed, with a stable reason."""
-    current.set_status(StatusCode.ERROR, reason)

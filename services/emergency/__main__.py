@@ -10,7 +10,7 @@ from chassis.db import Database
 from chassis.identity import TokenVerifier
 from chassis.reader import Reader
 from chassis.rpc import Server, connect
-from chassis.run import App, run
+from chassis.run import App, run, wait_for
 from contracts.callers import ALLOWED
 from contracts.topics import ACTIVATION_RESULT, AUDIT_RECORD, EMERGENCY_EVENT
 from sightline.emergency.v1.emergency_service_pb2_grpc import add_EmergencyServiceServicer_to_server
@@ -32,10 +32,10 @@ async def main(app: App[EmergencySettings]) -> None:
     app.resources.push_async_callback(publisher.close)
     database = Database(settings.database, "emergency", publisher)
     app.resources.push_async_callback(database.close)
-    await app.wait_for("PostgreSQL", database.open)
+    await wait_for("PostgreSQL", database.open)
     reading = Database(settings.database, "emergency", publisher)
     app.resources.push_async_callback(reading.close)
-    await app.wait_for("PostgreSQL", reading.open)
+    await wait_for("PostgreSQL", reading.open)
 
     audit = Audit("emergency", AUDIT_RECORD, database, publisher, clock)
     registry = RegistryPeer(connect(settings.registry_target, settings.rpc))
@@ -46,16 +46,14 @@ async def main(app: App[EmergencySettings]) -> None:
     add_EmergencyServiceServicer_to_server(EmergencyApi(service, watchtower, clock), server.grpc)
     results = Reader("emergency", ResultReader.topics, ResultReader(service), settings.kafka, publisher)
 
-    app.background("outbox sweeper", database.sweep())
-    app.background("audit shipper", audit.ship())
-    app.background("audit of refusals", audit.write_refusals())
+    app.ship(database, audit)
     app.repeat("late pins", 1.0, service.fill_pins)
     app.background("watchtower", watchtower.look())
     # Presses need PostgreSQL, not Kafka: they are taken before we know how Kafka is.
     await server.start()
     app.resources.push_async_callback(server.grpc.stop, 2)
     await app.ready()
-    await app.wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics))
+    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics))
     app.background("activation results", results.tail(RESULTS_SINCE))
 
 

@@ -9,7 +9,7 @@ from chassis.clock import SystemClock
 from chassis.db import Database
 from chassis.identity import TokenVerifier
 from chassis.rpc import Server
-from chassis.run import App, run
+from chassis.run import App, run, wait_for
 from contracts.callers import ALLOWED
 from contracts.topics import AUDIT_RECORD, REGISTRY_DUTY
 from sightline.registry.v1.registry_service_pb2_grpc import add_RegistryServiceServicer_to_server
@@ -29,23 +29,21 @@ async def main(app: App[RegistrySettings]) -> None:
     app.resources.push_async_callback(publisher.close)
     database = Database(settings.database, "registry", publisher)
     app.resources.push_async_callback(database.close)
-    await app.wait_for("PostgreSQL", database.open)
+    await wait_for("PostgreSQL", database.open)
 
     audit = Audit("registry", AUDIT_RECORD, database, publisher, clock)
     service = RegistryService(database, Store(), DutyAnnouncer(), audit, clock)
     server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
     add_RegistryServiceServicer_to_server(RegistryApi(service, clock), server.grpc)
 
-    app.background("outbox sweeper", database.sweep())
-    app.background("audit shipper", audit.ship())
-    app.background("audit of refusals", audit.write_refusals())
+    app.ship(database, audit)
     period = timedelta(seconds=settings.trickle_s)
     app.repeat("duty trickle", min(1.0, settings.trickle_s / 10), lambda: service.trickle(period))
     await server.start()
     app.resources.push_async_callback(server.grpc.stop, 2)
     await app.ready()
     # Presses ask who holds the radio: that needs PostgreSQL, not Kafka.
-    await app.wait_for("Kafka topics", lambda: check_topics(settings.kafka, (REGISTRY_DUTY, AUDIT_RECORD)))
+    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, (REGISTRY_DUTY, AUDIT_RECORD)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from chassis.db import Database
 from chassis.identity import TokenVerifier
 from chassis.reader import Reader
 from chassis.rpc import Server, connect
-from chassis.run import App, run
+from chassis.run import App, run, wait_for
 from contracts.callers import ALLOWED
 from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, AUDIT_RECORD, EMERGENCY_EVENT
 from sightline.streams.v1.camera_link_service_pb2_grpc import add_CameraLinkServiceServicer_to_server
@@ -37,7 +37,7 @@ async def main(app: App[StreamsSettings]) -> None:
     app.resources.push_async_callback(publisher.close)
     database = Database(settings.database, "streams", publisher)
     app.resources.push_async_callback(database.close)
-    await app.wait_for("PostgreSQL", database.open)
+    await wait_for("PostgreSQL", database.open)
 
     audit = Audit("streams", AUDIT_RECORD, database, publisher, clock)
     emergencies = EmergencyPeer(connect(settings.emergency_target, settings.rpc))
@@ -49,10 +49,8 @@ async def main(app: App[StreamsSettings]) -> None:
     decisions = Reader("streams-decisions", DecisionReader.topics, DecisionReader(service), settings.kafka, publisher)
     events = Reader("streams-emergencies", EmergencyReader.topics, EmergencyReader(service), settings.kafka, publisher)
 
-    app.background("outbox sweeper", database.sweep())
-    app.background("audit shipper", audit.ship())
-    app.background("audit of refusals", audit.write_refusals())
-    await app.wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics))
+    app.ship(database, audit)
+    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics))
     app.background("emergencies", events.tail(EMERGENCIES_SINCE))
     app.background("decisions", decisions.tail(DECISIONS_SINCE))
     app.repeat("link sweep", _SWEEP_S, service.sweep_links)

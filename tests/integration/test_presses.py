@@ -18,7 +18,7 @@ from sightline.emergency.v1.emergency_pb2 import (
 )
 from sightline.registry.v1 import registry_service_pb2 as registry_pb
 
-from tools.roster import Member, member, radio
+from tools.roster import Member, create_agency, member, radio
 from tools.scenarios import SCENARIOS, Scenario, reason_of
 from tools.world import World
 
@@ -342,10 +342,7 @@ async def test_a_fresh_press_on_a_stale_emergency_starts_the_camera(world: World
 
 async def test_another_agencys_gateway_cannot_hide_a_press(world: World, someone: Someone) -> None:
     officer = await world.duty(someone())
-    await world.admin.call(
-        world.admin.registry.CreateAgency,
-        registry_pb.CreateAgencyRequest(agency=registry_pb.Agency(agency_id="partner-pd", display_name="Partner")),
-    )
+    await create_agency(world.admin, "partner-pd")
     foreign = world.new_gateway("gw-hiding", "partner-pd")
     press = world.gateway.press(officer.radio)
     await foreign.cancel(press)

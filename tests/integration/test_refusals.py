@@ -24,7 +24,7 @@ from tools.desk import Desk
 from tools.local.ca import LaptopCa
 from tools.local.issuer import TokenMaker
 from tools.local.stack import Stack, service_environment
-from tools.roster import AGENCY, Member
+from tools.roster import AGENCY, Member, create_agency
 from tools.scenarios import reason_of
 from tools.simulator.camera import Camera
 from tools.world import World
@@ -213,10 +213,7 @@ async def test_another_agency_sees_and_changes_nothing(world: World, someone: So
 async def test_a_gateway_of_another_agency_starts_no_camera_of_ours(world: World, someone: Someone) -> None:
     """Without an agreement a foreign gateway's word is not enough; the emergency is theirs, and visible to them."""
     officer = await world.duty(someone())
-    await world.admin.call(
-        world.admin.registry.CreateAgency,
-        registry_pb.CreateAgencyRequest(agency=registry_pb.Agency(agency_id="partner-pd", display_name="Partner")),
-    )
+    await create_agency(world.admin, "partner-pd")
     foreign = world.new_gateway("gw-p", "partner-pd")
     pressed = await foreign.send(foreign.press(officer.radio))
     async with Desk(world.stack, "partner") as partner:
