@@ -67,13 +67,14 @@ def _simulate(stack: Stack) -> None:
 @stack_app.command("up")
 def stack_up(
     data: Data = local.DEFAULT_DATA,
-    lanes: Annotated[str, typer.Option(help="Joiner lanes, comma-separated.")] = "a",
+    lanes: Annotated[str, typer.Option(help="Joiner lanes, comma-separated.")] = ",".join(local.LANES),
+    replicas: Annotated[str, typer.Option(help="Replicas of each other service, comma-separated.")] = ",".join(local.REPLICAS),
     services: Annotated[bool, typer.Option("--services/--without-services", help="Start the services too.")] = True,
     as_json: Json = False,
 ) -> None:
     """Bring the stack up; does nothing if it is up."""
     with err.status("starting") as status:
-        stack = local.up(data, status.update, lanes=tuple(lanes.split(",")), services=services)
+        stack = local.up(data, status.update, lanes=tuple(lanes.split(",")), replicas=tuple(replicas.split(",")), services=services)
     _show(stack, as_json)
 
 
@@ -105,12 +106,12 @@ def stack_status(data: Data = local.DEFAULT_DATA, as_json: Json = False) -> None
 def _show(stack: Stack, as_json: bool) -> None:
     if as_json:
         parts = {p.name: {"pid": p.pid, "running": p.alive(), "log": p.log} for p in stack.processes}
-        addresses = {"kafka": stack.kafka, "issuer": stack.issuer, "traces": stack.traces, **stack.targets}
+        addresses = {"kafka": stack.kafka, "issuer": stack.issuer, "traces": stack.traces, **stack.targets, **stack.listens}
         _print_json({"backing": stack.backing, "parts": parts, "addresses": addresses})
         return
     table = Table("part", "runs", "pid", "address", "log")
     addresses = {"kafka": stack.kafka, "postgres": stack.database.rpartition("@")[2], "issuer": stack.issuer, "collector": stack.traces}
-    addresses |= stack.targets
+    addresses |= stack.listens
     for p in stack.processes:
         table.add_row(p.name, "[green]yes[/green]" if p.alive() else "[red]no[/red]", str(p.pid), addresses.get(p.name, ""), p.log)
     out.print(table)
@@ -148,7 +149,8 @@ def credentials(kind: str, name: str, agency: str = "demo-pd", data: Data = loca
     stack = _stack(data)
     certificate, key = stack.ca.issue(agency, kind, name)
     found = {"CA": stack.ca.certificate, "CERT": certificate, "KEY": key, "KAFKA": stack.kafka}
-    found |= {target.upper(): address for target, address in stack.targets.items()}
+    # One replica's address, which every tool understands.
+    found |= {name.upper(): stack.listens[f"{name}-{local.REPLICAS[0]}"] for name in stack.targets}
     _print_json(found) if as_json else print("\n".join(f"export {variable}={value}" for variable, value in found.items()))
 
 

@@ -4,6 +4,7 @@ Machines are known by mTLS; a person's token travels as `authorization: Bearer â
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
@@ -53,6 +54,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.ping_timeout_ms", 5000),
     ("grpc.enable_retries", 0),
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
 ]
 
 
@@ -322,12 +324,18 @@ def own_identity(settings: RpcSettings) -> Machine:
 # --- client --------------------------------------------------------------------------------------------------------
 
 
-def connect(target: str, settings: RpcSettings) -> grpc.aio.Channel:
-    """A channel with this process's certificate; the server's name in its certificate is `sightline`."""
+def connect(target: str, settings: RpcSettings, *, spread: bool = True) -> grpc.aio.Channel:
+    """A channel with this process's certificate; the server's name in its certificate is `sightline`.
+
+    A target with several addresses names replicas. `spread`: calls go to all of them in turn, so that one that dies takes
+    few calls with it. Else the channel keeps to one of them, any, and moves when that one goes: for long links.
+    """
     credentials = grpc.ssl_channel_credentials(
         settings.ca_file.read_bytes(), settings.key_file.read_bytes(), settings.cert_file.read_bytes()
     )
-    options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", "sightline")]
+    balance = {"round_robin": {}} if spread else {"pick_first": {"shuffleAddressList": True}}
+    config = json.dumps({"loadBalancingConfig": [balance]})
+    options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", "sightline"), ("grpc.service_config", config)]
     return grpc.aio.secure_channel(target, credentials, options=options)
 
 

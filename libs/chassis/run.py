@@ -80,8 +80,7 @@ class App(Generic[S]):
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-        waits = [asyncio.create_task(event.wait()) for event in (stopping, self._failed)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        await first_of(stopping, self._failed)
         return not self._failed.is_set()
 
     async def close(self) -> None:
@@ -108,6 +107,14 @@ async def wait_for(what: str, attempt: Callable[[], Awaitable[Any]]) -> None:
             telemetry.log().warning("waiting", for_=what, because=f"{type(error).__name__}: {error}"[:300])
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, 2.0)
+
+
+async def first_of(*events: asyncio.Event) -> None:
+    """Wait until one of them is set."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 async def health_server(servicer: health.aio.HealthServicer, listen: str) -> grpc.aio.Server:

@@ -37,6 +37,7 @@ ALLOWED: Mapping[str, Allowed] = {
     _EMERGENCY + "BindSubject": _people("supervisor", "analyst"),
     _EMERGENCY + "GetEmergency": _people("supervisor", "analyst", "auditor", also=("service", "cad")),
     _EMERGENCY + "ListEmergencies": _people("supervisor", "analyst", "auditor", also=("service",)),
+    _EMERGENCY + "ScanOpenEmergencies": _machines("service"),
     _EMERGENCY + "WatchEmergencies": _people("supervisor", "analyst"),
     "/sightline.streams.v1.CameraLinkService/Connect": _machines("camera"),
     _STREAMS + "GetActivation": _people("supervisor", "analyst", "auditor"),

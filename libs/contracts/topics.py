@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from chassis.bus import Topic
-from sightline.activation.v1.activation_pb2 import ActivationDecision, ActivationResult
+from sightline.activation.v1.activation_pb2 import ActivationDecision, ActivationResult, DecisionRejection
 from sightline.audit.v1.record_pb2 import AuditRecord
 from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.emergency.v1.emergency_pb2 import EmergencyEvent
@@ -28,12 +28,16 @@ ACTIVATION_RESULT = Topic(
     "sightline.activation.result.v1", ActivationResult, "emergency id", "streams", ("emergency",),
     RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
+ACTIVATION_REJECTION = Topic(
+    "sightline.activation.rejection.v1", DecisionRejection, "emergency id", "streams", ("operators",),
+    RADIO_PARTITIONS, timedelta(days=7),
+)  # fmt: skip
 AUDIT_RECORD = Topic(
     "sightline.audit.record.v1", AuditRecord, "producer", "every service", ("audit",),
     6, timedelta(days=7),
 )  # fmt: skip
 
-TOPICS = (REGISTRY_DUTY, EMERGENCY_EVENT, ACTIVATION_DECISION, ACTIVATION_RESULT, AUDIT_RECORD)
+TOPICS = (REGISTRY_DUTY, EMERGENCY_EVENT, ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, AUDIT_RECORD)
 
 
 def radio_key(radio: RadioIdentity) -> bytes:

@@ -22,7 +22,7 @@ from services.emergency.events import from_radio, to_emergency
 from services.emergency.model import Disposition, Place, Press, Status, press_keys, read_clocks
 from services.emergency.service import EmergencyService, Seen, Viewed, who_of
 
-_DEFAULT_PAGE = 50
+_DEFAULT_PAGE, _SCAN_PAGE = 50, 2000
 # Watchers are told of changes at once by their own replica, and of other replicas' within this time.
 _LOOK_EVERY_S = 0.2
 _LATELY = timedelta(minutes=1)
@@ -158,6 +158,16 @@ class EmergencyApi(EmergencyServiceServicer):
         found = await self._service.page(agency, is_open, page_cursor(query, request.page_token), size)
         token = page_token(query, found[-1].emergency_id) if len(found) == size else ""
         return pb.ListEmergenciesResponse(emergencies=map(to_emergency, found), next_page_token=token)
+
+    async def ScanOpenEmergencies(self, request: pb.ScanOpenEmergenciesRequest, context: Any) -> pb.ScanOpenEmergenciesResponse:
+        """What is open in all agencies, in short."""
+        found = await self._service.scan_open(request.after_emergency_id, _SCAN_PAGE)
+        response = pb.ScanOpenEmergenciesResponse(more=len(found) == _SCAN_PAGE)
+        now = self._clock.now()
+        for each in found:
+            short = response.emergencies.add(emergency_id=each.emergency_id, version=each.version, epoch=each.epoch)
+            short.epoch_age.FromTimedelta(now - each.epoch_started_at)
+        return response
 
     async def WatchEmergencies(self, request: pb.WatchEmergenciesRequest, context: Any) -> AsyncIterator[pb.WatchEmergenciesResponse]:
         """The caller's agency's emergencies: what is there, then what changes."""

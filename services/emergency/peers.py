@@ -1,5 +1,6 @@
 """What the emergency service asks of other services."""
 
+import asyncio
 from datetime import UTC, datetime
 
 import grpc
@@ -29,11 +30,21 @@ class RegistryPeer:
         request = pb.ResolveRadioRequest(radio=to_radio(radio), agency_id=agency_id)
         request.at.FromDatetime(at)
         try:
-            answer = await self._stub.ResolveRadio(request, timeout=PIN_WITHIN_S, metadata=with_trace())
-        except grpc.aio.AioRpcError as error:
-            telemetry.log().warning("a press goes on without its holder", because=error.code().name)
+            async with asyncio.timeout(PIN_WITHIN_S):
+                answer = await self._resolve(request)
+        except (grpc.aio.AioRpcError, TimeoutError) as error:
+            telemetry.log().warning("a press goes on without its holder", because=str(error) or "no answer in time")
             return None
         return Holder(_subject(answer), answer.agency_known)
+
+    async def _resolve(self, request: pb.ResolveRadioRequest) -> pb.ResolveRadioResponse:
+        """Ask; a replica that has just died refuses at once, and the next one may still answer in time."""
+        try:
+            return await self._stub.ResolveRadio(request, timeout=PIN_WITHIN_S, metadata=with_trace())
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.UNAVAILABLE:
+                raise
+            return await self._stub.ResolveRadio(request, timeout=PIN_WITHIN_S, metadata=with_trace())
 
     async def officer(self, officer_id: str, at: datetime) -> tuple[str, Subject]:
         """An officer's agency, and the officer as a bound subject; NotFound, or Unavailable."""

@@ -55,6 +55,16 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class OpenEmergency:
+    """An open emergency in short."""
+
+    emergency_id: str
+    version: int
+    epoch: int
+    epoch_started_at: datetime
+
+
+@dataclass(frozen=True)
 class Holder:
     """The registry's word on a radio at a time: the subject, and whether the gateway's agency is registered."""
 
@@ -77,6 +87,7 @@ class Emergencies(Protocol):
     async def keep_cancel(self, tx: Transaction, key: str, fact: Fact) -> None: ...
     async def take_cancel(self, tx: Transaction, press: Press) -> Fact | None: ...
     async def page(self, tx: Transaction, agency_id: str | None, is_open: bool | None, before: str, limit: int) -> list[Emergency]: ...
+    async def scan_open(self, tx: Transaction, after: str, limit: int) -> list[OpenEmergency]: ...
     async def unpinned(self, tx: Transaction, limit: int) -> list[Emergency]: ...
     async def seen(self, tx: Transaction, lately: timedelta) -> list[Seen]: ...
     async def several(self, tx: Transaction, ids: Sequence[str]) -> list[Emergency]: ...
@@ -253,6 +264,11 @@ class EmergencyService:
         """A page of emergencies, newest first."""
         async with self._reading.transaction() as tx:
             return await self._store.page(tx, agency_id, is_open, before, limit)
+
+    async def scan_open(self, after: str, limit: int) -> list[OpenEmergency]:
+        """What is open in all agencies, ordered by id, after an id."""
+        async with self._reading.transaction() as tx:
+            return await self._store.scan_open(tx, after, limit)
 
     async def seen(self, lately: timedelta) -> list[Seen]:
         """What watchers shall know of."""

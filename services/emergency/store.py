@@ -9,7 +9,7 @@ from psycopg.types.json import Jsonb
 from pydantic import TypeAdapter
 
 from services.emergency.model import KEY_LIFE, Emergency, Fact, Press, RadioId
-from services.emergency.service import KnownPress, Seen
+from services.emergency.service import KnownPress, OpenEmergency, Seen
 
 _EMERGENCY, _FACT = TypeAdapter(Emergency), TypeAdapter(Fact)
 _SEEN: LiteralString = "SELECT emergency_id::text, agency_id, shown FROM emergency WHERE is_open OR shown_at > now() - %s"
@@ -116,6 +116,15 @@ class Store:
             [agency_id, agency_id, is_open, is_open, before or None, before or None, limit],
         )
         return [_EMERGENCY.validate_python(row["document"]) for row in rows]
+
+    async def scan_open(self, tx: Transaction, after: str, limit: int) -> list[OpenEmergency]:
+        """What is open, in short, ordered by id, after an id."""
+        rows = await tx.all(
+            "SELECT emergency_id::text, version, (document->>'epoch')::int AS epoch, (document->>'epoch_started_at')::timestamptz"
+            " AS epoch_started_at FROM emergency WHERE is_open AND (%s::uuid IS NULL OR emergency_id > %s) ORDER BY emergency_id LIMIT %s",
+            [after or None, after or None, limit],
+        )
+        return [OpenEmergency(**row) for row in rows]
 
     async def unpinned(self, tx: Transaction, limit: int) -> list[Emergency]:
         """Open emergencies that wait for the registry's word on who held the radio."""

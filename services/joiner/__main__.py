@@ -15,16 +15,18 @@ from contracts.topics import ACTIVATION_DECISION, EMERGENCY_EVENT, REGISTRY_DUTY
 from grpc_health.v1 import health, health_pb2
 
 from services.joiner.agents import Lane
-from services.joiner.app import build
+from services.joiner.app import build, start_over
 from services.joiner.settings import JoinerSettings
+from services.joiner.watchdog import Watchdog
 
 
-def serve_health(app: faust.App, listen: str) -> None:
+def serve_health(app: faust.App, listen: str, watchdog: Watchdog) -> None:
     """Answer grpc.health.v1 in the clear; SERVING once Faust has its partitions and has recovered its table."""
     servicer = health.aio.HealthServicer()
 
     @app.task  # type: ignore[untyped-decorator]
     async def ready() -> None:
+        watchdog.recovered.set()
         await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
         telemetry.log().info("ready")
 
@@ -47,8 +49,11 @@ def main() -> None:
     except Misconfigured as error:
         sys.exit(f"joiner: {error}")
     app = build(settings)
-    Lane(app, settings.lane, timedelta(seconds=settings.trickle_s))
-    serve_health(app, settings.health_listen)
+    watched = {topic.name: topic.partitions for topic in (EMERGENCY_EVENT, REGISTRY_DUTY)}
+    watchdog = Watchdog(settings.kafka, watched, settings.stall_s, settings.recovery_s, lambda: start_over(settings))
+    Lane(app, settings.lane, timedelta(seconds=settings.trickle_s), watchdog.progress)
+    serve_health(app, settings.health_listen, watchdog)
+    watchdog.start()
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     try:

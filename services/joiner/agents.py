@@ -18,16 +18,19 @@ from sightline.emergency.v1.emergency_pb2 import Emergency, EmergencyEvent
 from sightline.registry.v1.duty_pb2 import DutyRecord
 
 from services.joiner.tables import Decided, Freshness, Parked, duty_table, newer
+from services.joiner.watchdog import STUCK, Progress
 
 _ATTEMPTS, _PAUSE_S = 40, 0.25  # ten seconds, less than the group takes to give our partitions away
+_FAILURES = 3  # a handler that fails so often on one event will never manage it
+_OF_USE = timedelta(minutes=35)  # the longest age gate, and a margin: an older event starts no camera
 
 
 class Lane:
     """One lane: a table of duty records, a stream of emergencies, decisions out."""
 
-    def __init__(self, app: faust.App, lane: str, trickle: timedelta) -> None:
+    def __init__(self, app: faust.App, lane: str, trickle: timedelta, progress: Progress) -> None:
         self._app, self._lane = app, lane
-        self._duty = duty_table(app)
+        self._duty, self._progress = duty_table(app), progress
         self._parked, self._decided, self._fresh = Parked(), Decided(), Freshness(trickle)
         self._topics: dict[str, faust.types.TopicT] = {}
         app.agent(self._topic(REGISTRY_DUTY.name), name="duty")(self._read_duty)
@@ -55,6 +58,8 @@ class Lane:
         emergency = parse(EmergencyEvent, received.value).emergency
         if not emergency.emergency_id:
             raise PoisonError("an event without an emergency")
+        if datetime.now(UTC) - received.time > _OF_USE:
+            return  # a new lane reads a week of history: `reconcile` answers what of it is still open
         await self._decide(radio_key(emergency.radio), received.partition, emergency, received.traceparent)
 
     async def _decide(self, radio: bytes, partition: int, emergency: Emergency, traceparent: str | None) -> None:
@@ -80,20 +85,25 @@ class Lane:
 
         If neither works the process ends at once: the event is not acknowledged, so the next process reads it again.
         """
+        failures = 0
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 received = _received(event)
                 try:
-                    return await handle(received)
+                    await handle(received)
                 except (KafkaError, TimeoutError, OSError):
                     raise
                 except Exception as error:
+                    failures += 1
+                    if failures < _FAILURES and not isinstance(error, PoisonError):
+                        raise
                     telemetry.log().exception("dead letter", topic=received.topic, offset=received.offset)
-                    return await self._send(dead_letter(f"joiner-{self._lane}", received, error))
+                    await self._send(dead_letter(f"joiner-{self._lane}", received, error))
+                return self._progress.passed(received.topic, received.partition, received.offset)
             except Exception as error:
                 telemetry.log().warning("trying again", attempt=attempt, error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(_PAUSE_S)
-        os._exit(70)
+        os._exit(STUCK)
 
     async def _send(self, record: Record) -> None:
         headers = {name: value.encode() for name, value in record.headers.items()}

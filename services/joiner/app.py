@@ -1,6 +1,7 @@
 """The Faust app of one lane, from its settings. All that makes Faust safe here is in this file and in `agents`."""
 
 import ssl
+from pathlib import Path
 
 import faust
 from chassis.bus import MAX_PUBLISHED
@@ -17,8 +18,9 @@ def build(settings: JoinerSettings) -> faust.App:
     """
     kafka, folder = settings.kafka, settings.data_dir / settings.lane
     folder.mkdir(parents=True, exist_ok=True)
+    generation = _generation(settings)
     return faust.App(
-        f"sightline-joiner-{settings.lane}",
+        f"sightline-joiner-{settings.lane}" + (f"-{generation}" if generation else ""),
         broker=[f"kafka://{broker}" for broker in kafka.bootstrap.split(",")],
         broker_credentials=_credentials(settings),
         broker_session_timeout=6.0,
@@ -37,6 +39,20 @@ def build(settings: JoinerSettings) -> faust.App:
         topic_allow_declare=True,
         web_enabled=False,
     )
+
+
+def start_over(settings: JoinerSettings) -> None:
+    """Let the next process have a new id, and so a new group and a new table, which it fills from the source topics."""
+    _generation_file(settings).write_text(str(_generation(settings) + 1))
+
+
+def _generation(settings: JoinerSettings) -> int:
+    file = _generation_file(settings)
+    return int(file.read_text()) if file.exists() else 0
+
+
+def _generation_file(settings: JoinerSettings) -> Path:
+    return settings.data_dir / settings.lane / "generation"
 
 
 def _credentials(settings: JoinerSettings) -> SASLCredentials | faust.auth.SSLCredentials | None:

@@ -10,8 +10,8 @@ from faust.types import TableT
 from sightline.emergency.v1.emergency_pb2 import Emergency
 from sightline.registry.v1.duty_pb2 import DutyRecord
 
-# Parked presses at the most; the oldest gives way, and `reconcile` in `streams` does not depend on us.
-_PARKED_AT_MOST = 10_000
+# Parked presses at the most, of all radios and of one; the oldest gives way, and `reconcile` in `streams` does not depend on us.
+_PARKED_AT_MOST, _PARKED_OF_RADIO = 10_000, 8
 
 
 def duty_table(app: faust.App) -> TableT[bytes, bytes]:
@@ -24,25 +24,37 @@ class Parked:
     """The newest event of each emergency that cannot be decided yet."""
 
     def __init__(self) -> None:
-        self._events: OrderedDict[tuple[bytes, str], tuple[Emergency, str | None]] = OrderedDict()
+        self._events: OrderedDict[bytes, OrderedDict[str, tuple[Emergency, str | None]]] = OrderedDict()
+        self._count = 0
 
     def put(self, radio: bytes, emergency: Emergency, traceparent: str | None) -> None:
         """Keep an event with its trace, unless a newer one of the same emergency is kept."""
-        name = (radio, emergency.emergency_id)
-        kept = self._events.get(name)
+        of_radio = self._events.setdefault(radio, OrderedDict())
+        kept = of_radio.get(emergency.emergency_id)
         if kept is None or kept[0].version < emergency.version:
-            self._events[name] = (emergency, traceparent)
-        if len(self._events) > _PARKED_AT_MOST:
-            (_, dropped), _ = self._events.popitem(last=False)
-            telemetry.log().error("too many parked; the oldest is given up", emergency=dropped)
+            of_radio[emergency.emergency_id] = (emergency, traceparent)
+            self._count += kept is None
+        if len(of_radio) > _PARKED_OF_RADIO:
+            self._give_up(radio)
+        elif self._count > _PARKED_AT_MOST:
+            self._give_up(next(iter(self._events)))
+
+    def _give_up(self, radio: bytes) -> None:
+        oldest, _ = next(iter(self._events[radio].values()))
+        telemetry.log().error("too many parked; the oldest is given up", emergency=oldest.emergency_id)
+        self.remove(radio, oldest)
 
     def of(self, radio: bytes) -> list[tuple[Emergency, str | None]]:
         """The events that wait for this radio's record."""
-        return [event for (key, _), event in self._events.items() if key == radio]
+        return list(self._events.get(radio, {}).values())
 
     def remove(self, radio: bytes, emergency: Emergency) -> None:
         """The emergency has been decided or cleared."""
-        self._events.pop((radio, emergency.emergency_id), None)
+        of_radio = self._events.get(radio, OrderedDict())
+        if of_radio.pop(emergency.emergency_id, None):
+            self._count -= 1
+        if not of_radio:
+            self._events.pop(radio, None)
 
 
 class Freshness:

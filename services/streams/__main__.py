@@ -1,5 +1,6 @@
 """Wires the streams service together."""
 
+from datetime import timedelta
 from pathlib import Path
 
 from chassis.audit import Audit
@@ -9,21 +10,21 @@ from chassis.db import Database
 from chassis.identity import TokenVerifier
 from chassis.reader import Reader
 from chassis.rpc import Server, connect
-from chassis.run import App, run, wait_for
+from chassis.run import App, first_of, run, wait_for
 from contracts.callers import ALLOWED
-from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, AUDIT_RECORD, EMERGENCY_EVENT
+from contracts.topics import ACTIVATION_DECISION, ACTIVATION_REJECTION, ACTIVATION_RESULT, AUDIT_RECORD, EMERGENCY_EVENT
 from sightline.streams.v1.camera_link_service_pb2_grpc import add_CameraLinkServiceServicer_to_server
 from sightline.streams.v1.stream_service_pb2_grpc import add_StreamServiceServicer_to_server
 from uuid_utils import uuid7
 
 from services.streams.api import CameraLinkApi, StreamApi
 from services.streams.events import DECISIONS_SINCE, EMERGENCIES_SINCE, ActivationAnnouncer, DecisionReader, EmergencyReader
-from services.streams.peers import EmergencyPeer
+from services.streams.peers import Peers
 from services.streams.service import StreamsService
 from services.streams.settings import StreamsSettings
 from services.streams.store import Store
 
-_SWEEP_S = 0.25
+_SWEEP_S, _RECONCILE_S = 0.25, 0.4
 # Every camera keeps one call open; a replica that has this many refuses more, and they try another.
 _LINKS_AT_MOST = 20_000
 
@@ -32,7 +33,7 @@ async def main(app: App[StreamsSettings]) -> None:
     """Build the parts, inside out, and start them."""
     settings, clock = app.settings, SystemClock()
     await app.serve_health(settings.rpc.health_listen)
-    topics = (ACTIVATION_DECISION, ACTIVATION_RESULT, EMERGENCY_EVENT, AUDIT_RECORD)
+    topics = (ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, EMERGENCY_EVENT, AUDIT_RECORD)
     publisher = Publisher(settings.kafka)
     app.resources.push_async_callback(publisher.close)
     database = Database(settings.database, "streams", publisher)
@@ -40,9 +41,9 @@ async def main(app: App[StreamsSettings]) -> None:
     await wait_for("PostgreSQL", database.open)
 
     audit = Audit("streams", AUDIT_RECORD, database, publisher, clock)
-    emergencies = EmergencyPeer(connect(settings.emergency_target, settings.rpc))
+    peers = Peers(connect(settings.emergency_target, settings.rpc), connect(settings.registry_target, settings.rpc))
     # A new process has none of an old one's links, so it is another replica, whatever its name.
-    service = StreamsService(database, Store(), emergencies, ActivationAnnouncer(), audit, clock, f"{settings.replica}/{uuid7()}")
+    service = StreamsService(database, Store(), peers, ActivationAnnouncer(), audit, clock, f"{settings.replica}/{uuid7()}")
     server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit, calls_at_most=_LINKS_AT_MOST)
     add_CameraLinkServiceServicer_to_server(CameraLinkApi(service), server.grpc)
     add_StreamServiceServicer_to_server(StreamApi(service), server.grpc)
@@ -50,15 +51,20 @@ async def main(app: App[StreamsSettings]) -> None:
     events = Reader("streams-emergencies", EmergencyReader.topics, EmergencyReader(service), settings.kafka, publisher)
 
     app.ship(database, audit)
-    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics))
-    app.background("emergencies", events.tail(EMERGENCIES_SINCE))
-    app.background("decisions", decisions.tail(DECISIONS_SINCE))
+
+    async def read(reader: Reader, since: timedelta) -> None:
+        await wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics))
+        await reader.tail(since)
+
+    app.background("emergencies", read(events, EMERGENCIES_SINCE))
+    app.background("decisions", read(decisions, DECISIONS_SINCE))
+    app.repeat("reconcile", _RECONCILE_S, service.reconcile)
     app.repeat("link sweep", _SWEEP_S, service.sweep_links)
     app.repeat("overdue sweep", _SWEEP_S, service.sweep_overdue)
+    # No camera gets orders from us before we know which emergencies have been cleared meanwhile: from Kafka or from their owner.
+    await first_of(events.caught_up, service.reconciled)
     await server.start()
     app.resources.push_async_callback(server.grpc.stop, 2)
-    await events.caught_up.wait()
-    await decisions.caught_up.wait()
     await app.ready()
 
 

@@ -6,10 +6,17 @@ from uuid import UUID
 from chassis.bus import Received, Record, parse
 from chassis.db import Transaction
 from chassis.errors import PoisonError
-from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, EMERGENCY_EVENT
+from contracts.topics import ACTIVATION_DECISION, ACTIVATION_REJECTION, ACTIVATION_RESULT, EMERGENCY_EVENT
 from google.protobuf.timestamp_pb2 import Timestamp
-from sightline.activation.v1.activation_pb2 import ActivationDecision, ActivationResult, ActivationState, NoCameraReason, RefusalReason
-from sightline.emergency.v1.emergency_pb2 import ALARM_STATUS_EXERCISE, EMERGENCY_STATE_CLEARED, Emergency, EmergencyEvent
+from sightline.activation.v1.activation_pb2 import (
+    ActivationDecision,
+    ActivationResult,
+    ActivationState,
+    DecisionRejection,
+    NoCameraReason,
+    RefusalReason,
+)
+from sightline.emergency.v1.emergency_pb2 import ALARM_STATUS_EXERCISE, EMERGENCY_STATE_CLEARED, Emergency, EmergencyEvent, SubjectState
 
 from services.streams.model import Activation, Decision, KnownEmergency
 from services.streams.service import StreamsService
@@ -17,6 +24,7 @@ from services.streams.service import StreamsService
 _STATE, _REFUSAL, _NO_CAMERA = "ACTIVATION_STATE_", "REFUSAL_REASON_", "NO_CAMERA_REASON_"
 # Decisions are of use within the longest age gate, and a margin; emergencies are state.
 DECISIONS_SINCE, EMERGENCIES_SINCE = timedelta(minutes=35), timedelta(hours=24)
+_UNSETTLED = (SubjectState.SUBJECT_STATE_UNPINNED, SubjectState.SUBJECT_STATE_UNSPECIFIED)
 _ID, _SOURCE, _CAMERAS = 63, 100, 16  # characters, and cameras of one officer, at the most
 
 
@@ -48,11 +56,16 @@ def to_known(emergency: Emergency) -> KnownEmergency:
         emergency.agency_id,
         emergency.state != EMERGENCY_STATE_CLEARED,
         emergency.status == ALARM_STATUS_EXERCISE,
+        None if emergency.subject.state in _UNSETTLED else emergency.subject.officer_id,
     )
 
 
 def to_decision(message: ActivationDecision, decided_by: str) -> Decision:
-    """A decision's model form."""
+    """A decision's model form. Which versions of the record and of the rules it rests on is no part of its answer."""
+    answer = ActivationDecision()
+    answer.CopyFrom(message)
+    answer.ClearField("duty_version")
+    answer.ClearField("rule_version")
     return Decision(
         emergency_id=message.emergency_id,
         epoch=message.epoch,
@@ -63,6 +76,7 @@ def to_decision(message: ActivationDecision, decided_by: str) -> Decision:
         expires_at=message.expires_at.ToDatetime(UTC),
         decided_by=decided_by,
         content=message.SerializeToString(deterministic=True),
+        answer=answer.SerializeToString(deterministic=True),
     )
 
 
@@ -81,12 +95,19 @@ def _stamp(at: datetime | None) -> Timestamp | None:
 
 
 class ActivationAnnouncer:
-    """Publishes activations with the transaction that changed them."""
+    """Publishes what becomes of decisions with the transaction that changed it."""
 
     def announce(self, tx: Transaction, activation: Activation) -> None:
         """Publish the snapshot with the transaction."""
         key, subject = activation.emergency_id.encode(), f"emergencies/{activation.emergency_id}"
         tx.emit(Record.of(ACTIVATION_RESULT, key, to_result(activation), source="streams", subject=subject))
+
+    def announce_rejection(self, tx: Transaction, decision: Decision, why: str, now: datetime) -> None:
+        """Publish that a decision is not executed."""
+        message = DecisionRejection(decision=ActivationDecision.FromString(decision.content), decided_by=decision.decided_by, why=why)
+        message.rejected_at.FromDatetime(now)
+        key, subject = decision.emergency_id.encode(), f"emergencies/{decision.emergency_id}"
+        tx.emit(Record.of(ACTIVATION_REJECTION, key, message, source="streams", subject=subject))
 
 
 def _is_uuid(text: str) -> bool:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+# A lane answers within milliseconds; what is older is decided here.
+RECONCILE_AFTER = timedelta(milliseconds=700)
 UNREACHABLE_AFTER = timedelta(seconds=2)
 TIMED_OUT_AFTER = timedelta(seconds=5)
 # Seconds between positions asked of a camera.
@@ -42,11 +44,32 @@ class KnownEmergency:
     agency_id: str
     is_open: bool
     exercise: bool
+    officer_id: str | None = None  # whose emergency it is; empty: nobody's; None: not settled yet
+
+
+@dataclass(frozen=True)
+class OpenEmergency:
+    """An open emergency in short, as its owner tells it; `epoch_age` is the time since its epoch's start."""
+
+    emergency_id: str
+    version: int
+    epoch: int
+    epoch_age: timedelta
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Where `streams` lags behind the owner of an emergency."""
+
+    emergency_id: str
+    epoch: int
+    behind: bool  # an older version, or none, is known here
+    undecided: bool  # its epoch has no decision
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A lane's decision, as far as it is acted on; `content` is its exact bytes."""
+    """A decision, as far as it is acted on; `content` is its exact bytes, `answer` what in them is acted on."""
 
     emergency_id: str
     epoch: int
@@ -57,6 +80,7 @@ class Decision:
     expires_at: datetime
     decided_by: str
     content: bytes
+    answer: bytes
 
 
 @dataclass(frozen=True)
@@ -115,6 +139,11 @@ def activations(decision: Decision, *, emergency_is_open: bool, now: datetime, t
     ]  # fmt: skip
 
 
+def is_early(decision: Decision, known: KnownEmergency | None) -> bool:
+    """Whether a decision has come before what it decides: it waits for that."""
+    return known is None or known.epoch < decision.epoch
+
+
 def refusal_of_decision(decision: Decision, known: KnownEmergency | None) -> str:
     """Why a decision is recorded and never executed; empty if it may be."""
     if known is None:
@@ -123,6 +152,8 @@ def refusal_of_decision(decision: Decision, known: KnownEmergency | None) -> str
         return f"epoch {decision.epoch} is not the emergency's epoch {known.epoch}"
     if decision.agency_id != known.agency_id:
         return "the agency is not the emergency's"
+    if decision.camera_ids and known.officer_id not in (None, decision.officer_id):
+        return "the officer is not the emergency's"
     return ""
 
 

@@ -1,28 +1,80 @@
 """What the streams service asks of other services."""
 
+from typing import Any
+
 import grpc
+from activation import join
+from chassis import telemetry
 from chassis.errors import Unavailable
 from chassis.rpc import with_trace
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from sightline.emergency.v1 import emergency_service_pb2 as pb
+from sightline.emergency.v1.emergency_pb2 import Emergency
 from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceStub
+from sightline.registry.v1 import registry_service_pb2 as registry_pb
+from sightline.registry.v1.duty_pb2 import DutyRecord
+from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 
-from services.streams.events import to_known
-from services.streams.model import KnownEmergency
+from services.streams.events import to_decision, to_known
+from services.streams.model import Decision, KnownEmergency, OpenEmergency
+
+_WITHIN_S = 1.0
 
 
-class EmergencyPeer:
-    """The emergency service over gRPC."""
+class Peers:
+    """The emergency service and the registry over gRPC. Every question raises Unavailable when it gets no answer."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub = EmergencyServiceStub(channel)
+    def __init__(self, emergency: grpc.aio.Channel, registry: grpc.aio.Channel) -> None:
+        self._emergency, self._registry = EmergencyServiceStub(emergency), RegistryServiceStub(registry)
+
+    async def open_emergencies(self) -> list[OpenEmergency]:
+        """All that is open."""
+        found: list[OpenEmergency] = []
+        request = pb.ScanOpenEmergenciesRequest()
+        while True:
+            page = await _ask(self._emergency.ScanOpenEmergencies, request)
+            found += [OpenEmergency(e.emergency_id, e.version, e.epoch, e.epoch_age.ToTimedelta()) for e in page.emergencies]
+            if not page.more:
+                return found
+            request.after_emergency_id = found[-1].emergency_id
 
     async def emergency(self, emergency_id: str) -> KnownEmergency | None:
-        """An emergency as its owner knows it; None if there is none; Unavailable without an answer."""
+        """An emergency as its owner knows it; None if there is none."""
+        found = await self._whole(emergency_id)
+        return to_known(found) if found else None
+
+    async def decide(self, emergency_id: str) -> Decision | None:
+        """Join as a lane would, on the registry's own answer; None if there is nothing to decide, or not yet."""
+        found = await self._whole(emergency_id)
+        if found is None:
+            return None
+        request = registry_pb.ResolveRadioRequest(radio=found.radio, at=found.epoch_started_at, agency_id=found.agency_id)
+        duty: DutyRecord | None = None
         try:
-            answer = await self._stub.GetEmergency(pb.GetEmergencyRequest(emergency_id=emergency_id), timeout=1, metadata=with_trace())
-        except grpc.aio.AioRpcError as error:
-            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
-                return None
-            raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, f"the emergency service does not answer: {error.code().name}") from error
-        return to_known(answer.emergency)
+            answer = await _ask(self._registry.ResolveRadio, request)
+            duty = answer.duty if answer.HasField("duty") else None
+        except Unavailable:
+            telemetry.log().warning("the registry does not answer", emergency=emergency_id)  # a bound one does not need it
+        decision = join(found, duty, duty_is_fresh=True)
+        return to_decision(decision, "reconcile") if decision else None
+
+    async def _whole(self, emergency_id: str) -> Emergency | None:
+        try:
+            answer = await _ask(self._emergency.GetEmergency, pb.GetEmergencyRequest(emergency_id=emergency_id))
+        except _Refused:
+            return None
+        found: Emergency = answer.emergency
+        return found
+
+
+class _Refused(Exception):
+    """There is no such thing."""
+
+
+async def _ask(method: Any, request: Any) -> Any:
+    try:
+        return await method(request, timeout=_WITHIN_S, metadata=with_trace())
+    except grpc.aio.AioRpcError as error:
+        if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+            raise _Refused from error
+        raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, f"a peer does not answer: {error.code().name}") from error

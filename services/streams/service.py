@@ -1,34 +1,45 @@
 """The streams service's use cases: decisions become orders, reports become outcomes."""
 
 import asyncio
-from collections.abc import Sequence
+import random
+from collections import OrderedDict
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from chassis import telemetry
 from chassis.audit import Audit, Entry
 from chassis.clock import Clock
 from chassis.db import Database, Row, Transaction
-from chassis.errors import Changed, NotFound
+from chassis.errors import Changed, NotFound, Unavailable
 from chassis.identity import Caller, Machine
 from sightline.audit.v1.record_pb2 import AuditOutcome
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 from services.streams.model import (
+    RECONCILE_AFTER,
     UNREACHABLE_AFTER,
     Activation,
     CameraView,
     Decision,
+    Gap,
     Handled,
     KnownEmergency,
+    OpenEmergency,
     Orders,
     Report,
     activations,
+    is_early,
     refusal_of_decision,
 )  # fmt: skip
 
+# Early decisions that are kept at the most; what gives way is decided by `reconcile`.
+_EARLY_AT_MOST, _EARLY_FOR = 1000, timedelta(seconds=2)
+# Gaps that one turn closes at the most, and how many at a time.
+_GAPS_AT_MOST, _GAPS_AT_ONCE = 500, 8
+_UNDECIDED_AFTER = timedelta(seconds=5)
 _SYSTEM = Actor(kind=ActorKind.ACTOR_KIND_SERVICE, id="service/streams", agency_id="platform")
 
 
@@ -37,6 +48,8 @@ class Streams(Protocol):
 
     async def keep_emergency(self, tx: Transaction, known: KnownEmergency) -> bool: ...
     async def emergency(self, tx: Transaction, emergency_id: str) -> KnownEmergency | None: ...
+    async def gaps(self, tx: Transaction, there: Sequence[OpenEmergency]) -> list[Gap]: ...
+    async def open_but_for(self, tx: Transaction, ids: Sequence[str], limit: int) -> list[str]: ...
     async def accept(self, tx: Transaction, decision: Decision, now: datetime) -> bool: ...
     async def accepted(self, tx: Transaction, emergency_id: str, epoch: int | None = None) -> Row | None: ...
     async def reject(self, tx: Transaction, decision: Decision, why: str, now: datetime) -> bool: ...
@@ -61,20 +74,61 @@ class Streams(Protocol):
     async def cameras(self, tx: Transaction, agency_id: str, after: str, limit: int) -> list[CameraView]: ...
 
 
-class EmergencyPeer(Protocol):
-    """What we ask the emergency service."""
+class Peers(Protocol):
+    """What we ask the emergency service and the registry; Unavailable without an answer."""
+
+    async def open_emergencies(self) -> list[OpenEmergency]:
+        """All that is open."""
+        ...
 
     async def emergency(self, emergency_id: str) -> KnownEmergency | None:
-        """An emergency as its owner knows it; None if there is none; Unavailable without an answer."""
+        """An emergency as its owner knows it; None if there is none."""
+        ...
+
+    async def decide(self, emergency_id: str) -> Decision | None:
+        """Join as a lane would, on the registry's own answer; None if there is nothing to decide, or not yet."""
         ...
 
 
 class Announcer(Protocol):
-    """Tells the world about activations."""
+    """Tells the world what becomes of decisions."""
 
     def announce(self, tx: Transaction, activation: Activation) -> None:
         """Publish the snapshot with the transaction."""
         ...
+
+    def announce_rejection(self, tx: Transaction, decision: Decision, why: str, now: datetime) -> None:
+        """Publish that a decision is not executed."""
+        ...
+
+
+class EarlyDecisions:
+    """Decisions that came before their emergency; each waits for it, and not for long. The oldest gives way."""
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[tuple[str, int, str], tuple[Decision, datetime]] = OrderedDict()
+
+    def put(self, decision: Decision, now: datetime) -> None:
+        """Keep a decision; the first of an equal name stays."""
+        self._waiting.setdefault(_name(decision), (decision, now))
+        if len(self._waiting) > _EARLY_AT_MOST:
+            self._waiting.popitem(last=False)
+
+    def remove(self, decision: Decision) -> None:
+        """It has been dealt with."""
+        self._waiting.pop(_name(decision), None)
+
+    def of(self, emergency_id: str) -> list[Decision]:
+        """Those that wait for an emergency."""
+        return [decision for decision, _ in self._waiting.values() if decision.emergency_id == emergency_id]
+
+    def since(self, before: datetime) -> list[Decision]:
+        """Those that have waited since before a time."""
+        return [decision for decision, at in self._waiting.values() if at < before]
+
+
+def _name(decision: Decision) -> tuple[str, int, str]:
+    return decision.emergency_id, decision.epoch, decision.decided_by
 
 
 @dataclass(eq=False)
@@ -92,16 +146,25 @@ class StreamsService:
     """Decisions, orders, reports."""
 
     def __init__(
-        self, database: Database, store: Streams, emergencies: EmergencyPeer, announcer: Announcer, audit: Audit, clock: Clock, replica: str
+        self, database: Database, store: Streams, peers: Peers, announcer: Announcer, audit: Audit, clock: Clock, replica: str
     ) -> None:
-        self._database, self._store, self._emergencies, self._announcer = database, store, emergencies, announcer
+        self._database, self._store, self._peers, self._announcer = database, store, peers, announcer
         self._audit, self._clock, self._replica = audit, clock, replica
         self._links: dict[tuple[str, str], LocalLink] = {}
+        self._early = EarlyDecisions()
+        self._undecided: set[tuple[str, int]] = set()
+        self.reconciled = asyncio.Event()
 
     # --- what comes from Kafka -----------------------------------------------------------------------------------
 
     async def take_emergency(self, known: KnownEmergency) -> None:
-        """An emergency has changed: a clear or a new epoch withdraws what no camera has answered."""
+        """An emergency has changed; what has waited for it goes on."""
+        await self._keep_emergency(known)
+        for decision in self._early.of(known.emergency_id):
+            await self._take_decision(decision)
+
+    async def _keep_emergency(self, known: KnownEmergency) -> None:
+        """A clear or a new epoch withdraws what no camera has answered."""
         async with self._database.transaction() as tx:
             if not await self._store.keep_emergency(tx, known):
                 return
@@ -113,25 +176,23 @@ class StreamsService:
         self._wake(known.agency_id, cameras)
 
     async def take_decision(self, decision: Decision) -> None:
-        """The first decision of an (emergency, epoch) is executed; others are recorded."""
-        await self._know(decision)
+        """The first decision of an (emergency, epoch) is executed; others are recorded. An early one waits."""
+        # Kept before we look, so that its emergency cannot slip past us.
+        self._early.put(decision, self._clock.now())
+        await self._take_decision(decision)
+
+    async def _take_decision(self, decision: Decision, *, wait: bool = True) -> None:
         async with self._database.transaction() as tx:
             known = await self._store.emergency(tx, decision.emergency_id)
+            if wait and is_early(decision, known):
+                return
             why = refusal_of_decision(decision, known)
             if not why and await self._store.accept(tx, decision, self._clock.now()):
                 await self._execute(tx, decision, emergency_is_open=bool(known and known.is_open))
             elif why or await self._differs(tx, decision):
                 await self._reject(tx, decision, why or "differs from the decision that was accepted first")
+        self._early.remove(decision)
         self._wake(decision.agency_id, decision.camera_ids)
-
-    async def _know(self, decision: Decision) -> None:
-        """Make sure that we know the emergency; a decision may overtake its event, so ask the owner."""
-        async with self._database.transaction() as tx:
-            known = await self._store.emergency(tx, decision.emergency_id)
-        if known is None or known.epoch < decision.epoch:
-            found = await self._emergencies.emergency(decision.emergency_id)
-            if found is not None:
-                await self.take_emergency(found)
 
     async def _execute(self, tx: Transaction, decision: Decision, *, emergency_is_open: bool) -> None:
         now = self._clock.now()
@@ -145,13 +206,72 @@ class StreamsService:
 
     async def _differs(self, tx: Transaction, decision: Decision) -> bool:
         accepted = await self._store.accepted(tx, decision.emergency_id, decision.epoch)
-        return accepted is not None and bytes(accepted["content"]) != decision.content
+        return accepted is not None and bytes(accepted["answer"] or accepted["content"]) != decision.answer
 
     async def _reject(self, tx: Transaction, decision: Decision, why: str) -> None:
-        if await self._store.reject(tx, decision, why, self._clock.now()):
+        now = self._clock.now()
+        if await self._store.reject(tx, decision, why, now):
+            self._announcer.announce_rejection(tx, decision, why, now)
             telemetry.log().error("decision not executed", emergency=decision.emergency_id, by=decision.decided_by, why=why)
             details = {"cameras": ",".join(decision.camera_ids), "by": decision.decided_by, "why": why}
             await self._note(tx, "activation.decision_rejected", decision, details, AuditOutcome.AUDIT_OUTCOME_REFUSED)
+
+    # --- reconcile -----------------------------------------------------------------------------------------------
+
+    async def reconcile(self) -> None:
+        """Close the gaps that lost events, decisions and lanes leave: compare what is open with its owner.
+
+        What is behind is asked for, what is undecided is joined here, what is open only for us is closed.
+        """
+        there = await self._peers.open_emergencies()
+        async with self._database.transaction() as tx:
+            gaps = await self._store.gaps(tx, there)
+            gone = await self._store.open_but_for(tx, [each.emergency_id for each in there], _GAPS_AT_MOST)
+        ages = {each.emergency_id: each.epoch_age for each in there}
+        due = [gap for gap in gaps if ages[gap.emergency_id] >= RECONCILE_AFTER]
+        overlooked = self._early.since(self._clock.now() - _EARLY_FOR)
+        self._undecided &= {(gap.emergency_id, gap.epoch) for gap in due}
+        random.shuffle(due)  # so that replicas do not do the same work at the same time
+        gate = asyncio.Semaphore(_GAPS_AT_ONCE)
+
+        async def close(work: Awaitable[None], emergency_id: str) -> None:
+            async with gate:
+                try:
+                    await work
+                except Unavailable as error:
+                    telemetry.log().warning("a gap stays open", emergency=emergency_id, error=str(error))
+                except Exception:  # one emergency that we cannot handle must not keep us from the others
+                    telemetry.log().exception("a gap stays open", emergency=emergency_id)
+
+        await asyncio.gather(
+            *(close(self._close_gap(gap, ages[gap.emergency_id]), gap.emergency_id) for gap in due[:_GAPS_AT_MOST]),
+            *(close(self._refresh(emergency_id), emergency_id) for emergency_id in gone),
+            *(close(self._settle(decision), decision.emergency_id) for decision in overlooked[:_GAPS_AT_MOST]),
+        )
+        self.reconciled.set()
+
+    async def _close_gap(self, gap: Gap, age: timedelta) -> None:
+        if gap.behind:
+            await self._refresh(gap.emergency_id)
+        if not gap.undecided:
+            return
+        with telemetry.span("streams reconcile", attributes={"emergency.id": gap.emergency_id}):
+            decision = await self._peers.decide(gap.emergency_id)
+            if decision is not None:
+                await self.take_decision(decision)
+            elif age > _UNDECIDED_AFTER and (gap.emergency_id, gap.epoch) not in self._undecided:
+                self._undecided.add((gap.emergency_id, gap.epoch))
+                telemetry.log().error("an open emergency has no decision", emergency=gap.emergency_id, epoch=gap.epoch)
+
+    async def _refresh(self, emergency_id: str) -> None:
+        found = await self._peers.emergency(emergency_id)
+        if found is not None:
+            await self.take_emergency(found)
+
+    async def _settle(self, decision: Decision) -> None:
+        """A decision whose emergency does not come: its owner has the last word."""
+        await self._refresh(decision.emergency_id)
+        await self._take_decision(decision, wait=False)
 
     # --- camera links --------------------------------------------------------------------------------------------
 

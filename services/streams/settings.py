@@ -11,4 +11,5 @@ class StreamsSettings(ServiceSettings):
     kafka: KafkaSettings
     rpc: RpcSettings
     oidc: OidcSettings
+    registry_target: str = Field(min_length=3, description="host:port of the registry's gRPC server")
     emergency_target: str = Field(min_length=3, description="host:port of the emergency service's gRPC server")

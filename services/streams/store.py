@@ -8,7 +8,19 @@ from typing import LiteralString
 
 from chassis.db import Row, Transaction
 
-from services.streams.model import Activation, CameraView, Decision, Handled, KnownEmergency, Order, Orders, Report, State
+from services.streams.model import (
+    Activation,
+    CameraView,
+    Decision,
+    Gap,
+    Handled,
+    KnownEmergency,
+    OpenEmergency,
+    Order,
+    Orders,
+    Report,
+    State,
+)
 
 # A link counts while its replica lives: replicas say so every second.
 _LINKED: LiteralString = (
@@ -28,9 +40,9 @@ class Store:
         """Keep what is newer than what is known; False if it is not."""
         return bool(
             await tx.execute(
-                "INSERT INTO known_emergency AS k (emergency_id, version, epoch, agency_id, is_open, exercise)"
-                " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (emergency_id)"
-                " DO UPDATE SET version = excluded.version, epoch = excluded.epoch, is_open = excluded.is_open"
+                "INSERT INTO known_emergency AS k (emergency_id, version, epoch, agency_id, is_open, exercise, officer_id)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (emergency_id) DO UPDATE SET"
+                " version = excluded.version, epoch = excluded.epoch, is_open = excluded.is_open, officer_id = excluded.officer_id"
                 " WHERE k.version < excluded.version",
                 astuple(known),
             )
@@ -39,27 +51,47 @@ class Store:
     async def emergency(self, tx: Transaction, emergency_id: str) -> KnownEmergency | None:
         """What is known of an emergency; it cannot be cleared under the caller."""
         row = await tx.one(
-            "SELECT emergency_id::text, version, epoch, agency_id, is_open, exercise FROM known_emergency"
+            "SELECT emergency_id::text, version, epoch, agency_id, is_open, exercise, officer_id FROM known_emergency"
             " WHERE emergency_id = %s FOR SHARE",
             [emergency_id],
         )
         return KnownEmergency(**row) if row else None
 
+    async def gaps(self, tx: Transaction, there: Sequence[OpenEmergency]) -> list[Gap]:
+        """Which of the open emergencies are not known in their present version, or have no decision."""
+        rows = await tx.all(
+            "SELECT o.id::text AS emergency_id, o.epoch, coalesce(k.version < o.version, true) AS behind,"
+            " d.emergency_id IS NULL AS undecided FROM unnest(%s::uuid[], %s::bigint[], %s::int[]) AS o (id, version, epoch)"
+            " LEFT JOIN known_emergency k ON k.emergency_id = o.id LEFT JOIN decision d ON d.emergency_id = o.id AND d.epoch = o.epoch"
+            " WHERE k.version IS NULL OR k.version < o.version OR d.emergency_id IS NULL",
+            [[e.emergency_id for e in there], [e.version for e in there], [e.epoch for e in there]],
+        )
+        return [Gap(**row) for row in rows]
+
+    async def open_but_for(self, tx: Transaction, ids: Sequence[str], limit: int) -> list[str]:
+        """Emergencies that are open as far as we know, without some."""
+        rows = await tx.all(
+            "SELECT emergency_id::text FROM known_emergency WHERE is_open AND NOT emergency_id = ANY(%s::uuid[]) LIMIT %s",
+            [list(ids), limit],
+        )
+        return [row["emergency_id"] for row in rows]
+
     async def accept(self, tx: Transaction, decision: Decision, now: datetime) -> bool:
         """Make this the decision of its (emergency, epoch); False if there is one."""
         return bool(
             await tx.execute(
-                "INSERT INTO decision (emergency_id, epoch, agency_id, content, decided_by, accepted_at) VALUES (%s, %s, %s, %s, %s, %s)"
-                " ON CONFLICT DO NOTHING",
-                [decision.emergency_id, decision.epoch, decision.agency_id, decision.content, decision.decided_by, now],
+                "INSERT INTO decision (emergency_id, epoch, agency_id, content, answer, decided_by, accepted_at)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                [decision.emergency_id, decision.epoch, decision.agency_id, decision.content, decision.answer, decision.decided_by, now],
             )
         )
 
     async def accepted(self, tx: Transaction, emergency_id: str, epoch: int | None = None) -> Row | None:
         """The decision of an epoch, or of the newest; with the number of rejected ones."""
         return await tx.one(
-            "SELECT content, decided_by, agency_id, epoch, (SELECT count(*) FROM rejected_decision r WHERE r.emergency_id = d.emergency_id)"
-            " AS rejected FROM decision d WHERE emergency_id = %s AND (%s::int IS NULL OR epoch = %s) ORDER BY epoch DESC LIMIT 1",
+            "SELECT content, answer, decided_by, agency_id, epoch,"
+            " (SELECT count(*) FROM rejected_decision r WHERE r.emergency_id = d.emergency_id) AS rejected"
+            " FROM decision d WHERE emergency_id = %s AND (%s::int IS NULL OR epoch = %s) ORDER BY epoch DESC LIMIT 1",
             [emergency_id, epoch, epoch],
         )
 

@@ -250,7 +250,7 @@ async def test_a_camera_of_another_agency_cannot_take_a_cameras_place(world: Wor
     ],
 )
 def test_a_service_with_a_wrong_setting_says_which_and_exits(stack: Stack, change: dict[str, str | None], says: str) -> None:
-    environment = service_environment(stack, "registry") | {"PYTHONPATH": "libs:."}
+    environment = service_environment(stack, "registry-a") | {"PYTHONPATH": "libs:."}
     for name, value in change.items():
         environment.pop(name, None)
         if value is not None:

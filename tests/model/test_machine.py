@@ -30,8 +30,8 @@ from services.emergency.model import (
 from services.emergency.model import RadioId as PressedRadio
 from services.registry.events import to_duty
 from services.registry.model import Duty, Hold, RadioId, Span, intervals
-from services.streams.events import to_decision
-from services.streams.model import FINAL, Activation, KnownEmergency, State, activations, refusal_of_decision
+from services.streams.events import to_decision, to_known
+from services.streams.model import FINAL, Activation, KnownEmergency, State, activations, is_early, refusal_of_decision
 
 GATE = timedelta(seconds=120)
 RADIO = PressedRadio(1, 2, 3)
@@ -238,7 +238,7 @@ class Path(RuleBasedStateMachine):
     @rule(data=st.data())
     def streams_hears_emergency(self, data: st.DataObject) -> None:
         e = emergency_pb2.EmergencyEvent.FromString(_recent(data, self.event_wire)).emergency
-        self._know(KnownEmergency(e.emergency_id, e.version, e.epoch, e.agency_id, e.state == emergency_pb2.EMERGENCY_STATE_OPEN, False))
+        self._know(to_known(e))
 
     def _know(self, fact: KnownEmergency) -> None:
         known = self.known.get(fact.emergency_id)
@@ -256,17 +256,28 @@ class Path(RuleBasedStateMachine):
 
     def _decide(self, content: bytes) -> None:
         decision = to_decision(ActivationDecision.FromString(content), "lane")
-        known = self.known.get(decision.emergency_id)
-        if known is None or known.epoch < decision.epoch:
-            owner = self.emergencies[decision.emergency_id]
-            self._know(KnownEmergency(owner.emergency_id, owner.version, owner.epoch, "pd", owner.is_open, False))
-            known = self.known[decision.emergency_id]
+        if is_early(decision, self.known.get(decision.emergency_id)):
+            self._know(to_known(to_emergency(self.emergencies[decision.emergency_id])))
+        known = self.known[decision.emergency_id]
         name = (decision.emergency_id, decision.epoch)
         if not refusal_of_decision(decision, known) and name not in self.accepted:
             self.accepted[name] = decision.content
             for a in activations(decision, emergency_is_open=known.is_open, now=self.now, traceparent=""):
                 assert (*name, a.camera_id) not in self.activations
                 self.activations[*name, a.camera_id] = a
+
+    @precondition(lambda self: self._open())
+    @rule()
+    def streams_reconciles(self) -> None:
+        """Whatever was lost on the way, the owner's and the registry's own word decide."""
+        there = self._open()
+        assert there is not None
+        emergency = to_emergency(there)
+        self._know(to_known(emergency))
+        decision = join(emergency, DutyRecord.FromString(self.duty_wire[-1]), duty_is_fresh=True)
+        assert decision is not None
+        self._decide(decision.SerializeToString(deterministic=True))
+        assert (there.emergency_id, there.epoch) in self.accepted
 
     @precondition(lambda self: self.activations)
     @rule(data=st.data(), refuses=st.booleans())

@@ -30,6 +30,8 @@ from tools.topics import create_topics
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_DATA = ROOT / ".local"
 WITH_TABLES = ("registry", "emergency", "streams")
+# Everything on the path of a press runs twice.
+REPLICAS, LANES = ("a", "b"), ("a", "b")
 Progress = Callable[[str], None]
 
 
@@ -39,7 +41,11 @@ class StackError(StartError):
 
 @dataclass
 class Stack:
-    """Where everything is; kept as `stack.json` in the data folder."""
+    """Where everything is; kept as `stack.json` in the data folder.
+
+    `targets` are gRPC targets by service, with the addresses of all replicas; `listens` and `health` addresses by process,
+    which is named like `emergency-a`.
+    """
 
     data: Path
     kafka: str = ""
@@ -49,6 +55,7 @@ class Stack:
     otlp: str = ""
     backing: str = ""
     targets: dict[str, str] = field(default_factory=dict)
+    listens: dict[str, str] = field(default_factory=dict)
     health: dict[str, str] = field(default_factory=dict)
     processes: list[Process] = field(default_factory=list)
 
@@ -84,7 +91,8 @@ def up(
     data: Path,
     progress: Progress,
     *,
-    lanes: tuple[str, ...] = ("a",),
+    lanes: tuple[str, ...] = LANES,
+    replicas: tuple[str, ...] = REPLICAS,
     extra: Mapping[str, Mapping[str, str]] | None = None,
     services: bool = True,
 ) -> Stack:
@@ -106,7 +114,7 @@ def up(
         create_topics(KafkaSettings(bootstrap=stack.kafka, security="PLAINTEXT"), 1)
         for name in WITH_TABLES:
             _migrate(stack, name)
-        _start_services(stack, lanes, extra or {}, start_them=services)
+        _start_services(stack, replicas, lanes, extra or {}, start_them=services)
         if services:
             _wait_ready(stack, progress)
     except BaseException:
@@ -189,25 +197,56 @@ def _migrate(stack: Stack, name: str) -> None:
     migrate(stack.database, name, ROOT / "services" / name / "migrations")
 
 
-def _start_services(stack: Stack, lanes: tuple[str, ...], extra: Mapping[str, Mapping[str, str]], *, start_them: bool) -> None:
-    """Give every service its addresses and settings, as a file and, unless containers run them, as a process."""
-    ports = iter(free_ports(2 * len(WITH_TABLES) + len(lanes)))
-    stack.targets = {name: f"127.0.0.1:{next(ports)}" for name in WITH_TABLES}
-    stack.health = {name: f"127.0.0.1:{next(ports)}" for name in (*WITH_TABLES, *(f"joiner-{lane}" for lane in lanes))}
-    environments = {name: service_environment(stack, name) | dict(extra.get(name, {})) for name in WITH_TABLES}
-    environments |= {f"joiner-{lane}": joiner_environment(stack, lane) | dict(extra.get("joiner", {})) for lane in lanes}
+def _start_services(
+    stack: Stack, replicas: tuple[str, ...], lanes: tuple[str, ...], extra: Mapping[str, Mapping[str, str]], *, start_them: bool
+) -> None:
+    """Give every process its addresses and settings, as a file and, unless containers run them, start it."""
+    names = {name: [f"{name}-{replica}" for replica in replicas] for name in WITH_TABLES}
+    served, joiners = [each for several in names.values() for each in several], [f"joiner-{lane}" for lane in lanes]
+    ports = iter(free_ports(2 * len(served) + len(joiners)))
+    stack.listens = {each: f"127.0.0.1:{next(ports)}" for each in served}
+    stack.health = {each: f"127.0.0.1:{next(ports)}" for each in (*served, *joiners)}
+    stack.targets = {name: "ipv4:" + ",".join(stack.listens[each] for each in several) for name, several in names.items()}
     (stack.data / "env").mkdir(exist_ok=True)
-    for name, environment in environments.items():
-        (stack.data / "env" / f"{name}.env").write_text("".join(f"{key}={value}\n" for key, value in environment.items()))
+    for each in stack.health:
+        service = each.rpartition("-")[0]
+        settings = joiner_environment(stack, each) if service == "joiner" else service_environment(stack, each)
+        settings |= dict(extra.get(service, {}))
+        _env_file(stack, each).write_text("".join(f"{variable}={value}\n" for variable, value in settings.items()))
         if start_them:
-            _python(stack, name, [f"services.{name.partition('-')[0]}"], environment)
+            start_process(stack, each)
 
 
-def joiner_environment(stack: Stack, lane: str) -> dict[str, str]:
+def _env_file(stack: Stack, name: str) -> Path:
+    return stack.data / "env" / f"{name}.env"
+
+
+def start_process(stack: Stack, name: str, more: Mapping[str, str] | None = None, through: str | None = None) -> Process:
+    """Start a process of the stack, again if it has ended: on the settings in its file, and `more`.
+
+    `through` is a module that runs the service's own, for tests that make it fail.
+    """
+    lines = _env_file(stack, name).read_text().splitlines()
+    environment = dict(line.split("=", 1) for line in lines) | dict(more or {})
+    module = f"services.{name.rpartition('-')[0]}"
+    stack.processes = [process for process in stack.processes if process.name != name]
+    return _python(stack, name, [through, module] if through else [module], environment)
+
+
+def serving(stack: Stack, name: str) -> bool:
+    """Whether a process says that it serves."""
+    try:
+        _serving(stack.health[name])
+    except (grpc.RpcError, ConnectionError):
+        return False
+    return True
+
+
+def joiner_environment(stack: Stack, name: str) -> dict[str, str]:
     """The settings that a lane of this stack runs with."""
     return _common(stack) | {
-        "SIGHTLINE_HEALTH_LISTEN": stack.health[f"joiner-{lane}"],
-        "SIGHTLINE_LANE": lane,
+        "SIGHTLINE_HEALTH_LISTEN": stack.health[name],
+        "SIGHTLINE_LANE": name.rpartition("-")[2],
         "SIGHTLINE_DATA_DIR": str(stack.data / "joiner"),
     }
 
@@ -222,17 +261,22 @@ def _common(stack: Stack) -> dict[str, str]:
     }
 
 
-def service_environment(stack: Stack, name: str) -> dict[str, str]:
-    """The settings that a service of this stack runs with."""
+def service_environment(stack: Stack, replica: str) -> dict[str, str]:
+    """The settings that a replica of a service of this stack runs with."""
+    name = replica.rpartition("-")[0]
     certificate, key = stack.ca.issue("platform", "service", name)
     database: dict[str, Any] = conninfo_to_dict(stack.database) | {"user": name}
     database.pop("password", None)
-    peers = {"emergency": {"SIGHTLINE_REGISTRY_TARGET": "registry"}, "streams": {"SIGHTLINE_EMERGENCY_TARGET": "emergency"}}
+    peers = {
+        "emergency": {"SIGHTLINE_REGISTRY_TARGET": "registry"},
+        "streams": {"SIGHTLINE_EMERGENCY_TARGET": "emergency", "SIGHTLINE_REGISTRY_TARGET": "registry"},
+    }
     return _common(stack) | {
         "SIGHTLINE_DATABASE_URL": make_conninfo(**database),
         "SIGHTLINE_DATABASE_PASSWORD_FILE": str(stack.data / "secrets" / name),
-        "SIGHTLINE_RPC_LISTEN": stack.targets[name],
-        "SIGHTLINE_RPC_HEALTH_LISTEN": stack.health[name],
+        "SIGHTLINE_REPLICA": replica.rpartition("-")[2],
+        "SIGHTLINE_RPC_LISTEN": stack.listens[replica],
+        "SIGHTLINE_RPC_HEALTH_LISTEN": stack.health[replica],
         "SIGHTLINE_RPC_CERT_FILE": str(certificate),
         "SIGHTLINE_RPC_KEY_FILE": str(key),
         "SIGHTLINE_RPC_CA_FILE": str(stack.ca.certificate),
@@ -247,11 +291,13 @@ def _started(stack: Stack, process: Process) -> None:
     stack.save()
 
 
-def _python(stack: Stack, name: str, module: list[str], environment: dict[str, str]) -> None:
+def _python(stack: Stack, name: str, module: list[str], environment: Mapping[str, str]) -> Process:
     path = f"{ROOT / 'libs'}{os.pathsep}{ROOT}"
-    full = environment | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    full = {**environment, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     log = stack.data / "logs" / f"{name}.log"
-    _started(stack, start(name, [sys.executable, "-m", *module], log, full, cwd=ROOT))
+    process = start(name, [sys.executable, "-m", *module], log, full, cwd=ROOT)
+    _started(stack, process)
+    return process
 
 
 def _wait_ready(stack: Stack, progress: Progress) -> None:

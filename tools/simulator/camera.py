@@ -82,7 +82,7 @@ class Camera:
         self._dirty.set()
 
     async def _keep_link(self) -> None:
-        async with connect(self.target, self.rpc) as channel:
+        async with connect(self.target, self.rpc, spread=False) as channel:
             stub = CameraLinkServiceStub(channel)
             while True:
                 with contextlib.suppress(grpc.aio.AioRpcError):

@@ -7,7 +7,7 @@ import pytest
 from services.streams.model import FINAL, Activation, Decision, KnownEmergency, State, activations, refusal_of_decision
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
-DECISION = Decision("e", 1, "pd", "anna", ("cam-a", "cam-b"), "", NOW + timedelta(minutes=2), "joiner/a", b"")
+DECISION = Decision("e", 1, "pd", "anna", ("cam-a", "cam-b"), "", NOW + timedelta(minutes=2), "joiner/a", b"", b"")
 
 
 def one(state: State = State.REQUESTED, ordered_at: datetime | None = None) -> Activation:
@@ -51,7 +51,7 @@ def test_a_decision_gives_one_activation_a_camera_or_one_with_the_reason() -> No
     assert [(a.camera_id, a.state) for a in both] == [("cam-a", State.REQUESTED), ("cam-b", State.REQUESTED)]
     closed = activations(DECISION, emergency_is_open=False, now=NOW, traceparent="")
     assert {a.state for a in closed} == {State.WITHDRAWN}
-    none = Decision("e", 1, "pd", "", (), "RADIO_UNKNOWN", NOW, "joiner/a", b"")
+    none = Decision("e", 1, "pd", "", (), "RADIO_UNKNOWN", NOW, "joiner/a", b"", b"")
     assert [(a.camera_id, a.state, a.no_camera_reason) for a in activations(none, emergency_is_open=True, now=NOW, traceparent="")] == [
         ("", State.NO_CAMERA, "RADIO_UNKNOWN")
     ]
@@ -64,6 +64,9 @@ def test_a_decision_gives_one_activation_a_camera_or_one_with_the_reason() -> No
         (None, False),
         (KnownEmergency("e", 2, 2, "pd", True, False), False),
         (KnownEmergency("e", 1, 1, "other", True, False), False),
+        (KnownEmergency("e", 1, 1, "pd", True, False, "anna"), True),
+        (KnownEmergency("e", 1, 1, "pd", True, False, "bert"), False),
+        (KnownEmergency("e", 1, 1, "pd", True, False, ""), False),
     ],
 )
 def test_a_decision_counts_only_for_a_known_emergency_and_its_epoch(known: KnownEmergency | None, executed: bool) -> None:

@@ -212,6 +212,46 @@ class ActivationDecision(_message.Message):
 Global___ActivationDecision: _TypeAlias = ActivationDecision  # noqa: Y015
 
 @_typing.final
+class DecisionRejection(_message.Message):
+    """DecisionRejection tells of a decision that was recorded and never executed: it differs from the one that was accepted
+    first, or does not fit the emergency. Value of `sightline.activation.rejection.v1`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_FIELD_NUMBER: _builtins.int
+    DECIDED_BY_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    REJECTED_AT_FIELD_NUMBER: _builtins.int
+    decided_by: _builtins.str
+    """Who made it: a lane, or `reconcile`."""
+    why: _builtins.str
+    """Why it was not executed."""
+    @_builtins.property
+    def decision(self) -> Global___ActivationDecision:
+        """The decision."""
+
+    @_builtins.property
+    def rejected_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was refused, in platform time."""
+
+    def __init__(
+        self,
+        *,
+        decision: Global___ActivationDecision | None = ...,
+        decided_by: _builtins.str = ...,
+        why: _builtins.str = ...,
+        rejected_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "rejected_at", b"rejected_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decided_by", b"decided_by", "decision", b"decision", "rejected_at", b"rejected_at", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecisionRejection: _TypeAlias = DecisionRejection  # noqa: Y015
+
+@_typing.final
 class ActivationResult(_message.Message):
     """ActivationResult is a full snapshot of what one decision came to for one camera.
     Value of `sightline.activation.result.v1`.

@@ -23,13 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from sightline.activation.v1 import activation_pb2 as sightline_dot_activation_dot_v1_dot_activation__pb2
 from sightline.common.v1 import radio_pb2 as sightline_dot_common_dot_v1_dot_radio__pb2
 from sightline.emergency.v1 import emergency_pb2 as sightline_dot_emergency_dot_v1_dot_emergency__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.sightline/emergency/v1/emergency_service.proto\x12\x16sightline.emergency.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(sightline/activation/v1/activation.proto\x1a\x1fsightline/common/v1/radio.proto\x1a&sightline/emergency/v1/emergency.proto\"3\n\x0cPressCounter\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nboot_epoch\x18\x02 \x01(\x04\"\xef\x03\n\x11RaiseAlarmRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x39\n\x05radio\x18\x02 \x01(\x0b\x32\".sightline.common.v1.RadioIdentityB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x05press\x18\x03 \x01(\x0b\x32$.sightline.emergency.v1.PressCounter\x12\x37\n\x0breceived_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x07sent_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bsource_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\x06status\x18\x07 \x01(\x0e\x32#.sightline.emergency.v1.AlarmStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\x0bradio_alias\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1f\n\x0ctalkgroup_id\x18\t \x01(\rB\t\xbaH\x06*\x04\x18\xff\xff\x03\x12/\n\x08position\x18\n \x01(\x0b\x32\x1d.sightline.common.v1.Position\"r\n\x12RaiseAlarmResponse\x12\x14\n\x0c\x65mergency_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x35\n\x07outcome\x18\x03 \x01(\x0e\x32$.sightline.emergency.v1.PressOutcome\"\xf9\x02\n\x12\x43\x61ncelAlarmRequest\x12\x39\n\x05radio\x18\x01 \x01(\x0b\x32\".sightline.common.v1.RadioIdentityB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x05press\x18\x02 \x01(\x0b\x32$.sightline.emergency.v1.PressCounter\x12\x62\n\x10press_request_id\x18\x03 \x01(\tBH\xbaHErC2A^([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})?$\x12\"\n\x04note\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f\x18\xf4\x03\x32\n^[^\\x00]*$:k\xbaHh\x1a\x66\n\x14\x63\x61ncel_names_a_press\x12\x1egive press or press_request_id\x1a.has(this.press) || this.press_request_id != \'\'\"+\n\x13\x43\x61ncelAlarmResponse\x12\x14\n\x0c\x65mergency_id\x18\x01 \x01(\t\"X\n\x12\x41\x63knowledgeRequest\x12\x1e\n\x0c\x65mergency_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\"\n\x04note\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x18\xf4\x03\x32\n^[^\\x00]*$\"K\n\x13\x41\x63knowledgeResponse\x12\x34\n\temergency\x18\x01 \x01(\x0b\x32!.sightline.emergency.v1.Emergency\"\xb4\x01\n\x0c\x43learRequest\x12\x1e\n\x0c\x65mergency_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x46\n\x0b\x64isposition\x18\x02 \x01(\x0e\x32#.sightline.emergency.v1.DispositionB\x0c\xbaH\t\x82\x01\x06\x18\x01\x18\x02\x18\x03\x12\"\n\x04note\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18\xf4\x03\x32\n^[^\\x00]*$\x12\x18\n\x10\x65xpected_version\x18\x04 \x01(\x04\"E\n\rClearResponse\x12\x34\n\temergency\x18\x01 \x01(\x0b\x32!.sightline.emergency.v1.Emergency\"\xa8\x01\n\x12\x42indSubjectRequest\x12\x1e\n\x0c\x65mergency_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x34\n\nofficer_id\x18\x02 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12\"\n\x04note\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18\xf4\x03\x32\n^[^\\x00]*$\x12\x18\n\x10\x65xpected_version\x18\x04 \x01(\x04\"K\n\x13\x42indSubjectResponse\x12\x34\n\temergency\x18\x01 \x01(\x0b\x32!.sightline.emergency.v1.Emergency\"5\n\x13GetEmergencyRequest\x12\x1e\n\x0c\x65mergency_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\x8c\x01\n\x14GetEmergencyResponse\x12\x34\n\temergency\x18\x01 \x01(\x0b\x32!.sightline.emergency.v1.Emergency\x12>\n\x0b\x61\x63tivations\x18\x02 \x03(\x0b\x32).sightline.activation.v1.ActivationResult\"\x96\x01\n\x16ListEmergenciesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12?\n\x05state\x18\x03 \x01(\x0e\x32&.sightline.emergency.v1.EmergencyStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\"j\n\x17ListEmergenciesResponse\x12\x36\n\x0b\x65mergencies\x18\x01 \x03(\x0b\x32!.sightline.emergency.v1.Emergency\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x19\n\x17WatchEmergenciesRequest\"\xab\x01\n\x18WatchEmergenciesResponse\x12\x34\n\temergency\x18\x01 \x01(\x0b\x32!.sightline.emergency.v1.Emergency\x12>\n\x0b\x61\x63tivations\x18\x02 \x03(\x0b\x32).sightline.activation.v1.ActivationResult\x12\x19\n\x11snapshot_complete\x18\x03 \x01(\x08*a\n\x0cPressOutcome\x12\x1d\n\x19PRESS_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14PRESS_OUTCOME_OPENED\x10\x01\x12\x18\n\x14PRESS_OUTCOME_FOLDED\x10\x02\x32\xdd\x06\n\x10\x45mergencyService\x12\x63\n\nRaiseAlarm\x12).sightline.emergency.v1.RaiseAlarmRequest\x1a*.sightline.emergency.v1.RaiseAlarmResponse\x12\x66\n\x0b\x43\x61ncelAlarm\x12*.sightline.emergency.v1.CancelAlarmRequest\x1a+.sightline.emergency.v1.CancelAlarmResponse\x12\x66\n\x0b\x41\x63knowledge\x12*.sightline.emergency.v1.AcknowledgeRequest\x1a+.sightline.emergency.v1.AcknowledgeResponse\x12T\n\x05\x43lear\x12$.sightline.emergency.v1.ClearRequest\x1a%.sightline.emergency.v1.ClearResponse\x12\x66\n\x0b\x42indSubject\x12*.sightline.emergency.v1.BindSubjectRequest\x1a+.sightline.emergency.v1.BindSubjectResponse\x12i\n\x0cGetEmergency\x12+.sightline.emergency.v1.GetEmergencyRequest\x1a,.sightline.emergency.v1.GetEmergencyResponse\x12r\n\x0fListEmergencies\x12..sightline.emergency.v1.ListEmergenciesRequest\x1a/.sightline.emergency.v1.ListEmergenciesResponse\x12w\n\x10WatchEmergencies\x12/.sightline.emergency.v1.WatchEmergenciesRequest\x1a\x30.sightline.emergency.v1.WatchEmergenciesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.sightline/emergency/v1/emergency_service.proto\x12\x16sightline.emergency.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(sightline/activation/v1/activation.proto\x1a\x1fsightline/common/v1/radio.proto\x1a&sightline/emergency/v1/emergency.proto\"3\n\x0cPressCounter\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nboot_epoch\x18\x02 \x01(\x04\"\xef\x03\n\x11RaiseAlarmRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x39\n\x05radio\x18\x02 \x01(\x0b\x32\".sightline.common.v1.RadioIdentityB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x05press\x18\x03 \x01(\x0b\x32$.sightline.emergency.v1.PressCounter\x12\x37\n\x0breceived_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x07sent_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bsource_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\x06status\x18\x07 \x01(\x0e\x32#.sightline.emergency.v1.AlarmStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\x0bradio_alias\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1f\n\x0ctalkgroup_id\x18\t \x01(\rB\t\xbaH\x06*\x04\x18\xff\xff\x03\x12/\n\x08position\x18\n \x01(\x0b\x32\x1d.sightline.common.v1.Position\"r\n\x12RaiseAlarmResponse\x12\x14\n\x0c\x65mergency_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x35\n\x07outcome\x18\x03 \x01(\x0e\x32$.sightline.emergency.v1.PressOutcome\"\xf9\x02\n\x12\x43\x61ncelAlarmRequest\x12\x39\n\x05radio\x18\x01 \x01(\x0b\x32\".sightline.common.v1.RadioIdentityB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x05press\x18\x02 \x01(\x0b\x32$.sightline.emergency.v1.PressCounter\x12\x62\n\x10press_request_id\x18\x03 \x01(\tBH\xbaHErC2A^([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})?$\x12\"\n\x04note\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f\x18\xf4\x03\x32\n^[^\\x00]*$:k\xbaHh\x1a\x66\n\x14\x63\x61ncel_names_a_press\x12\x1egive press or press_request_id\x1a.has(this.press) || this.press_request_id != \'\'\"+\n\x13\x43\x61ncelAlarmResponse\x12\x14\n\x0c\x65mergency_id\x18\x01 \x01(\t\"X\n\x12\x41\x63knowledgeRequest\x12\x1e\n\x0c\x65mergency_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\"\n\x04note\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x18\xf4\x03\x32\n^[^\\x00]*$\"K\n\x13\x41\x63knowledgeResponse\x12\x34\n\temergency\x18\x01 \x01(\x0b\x32!.sightline.emergency.v1.Emergency\"\xb4\x01\n\x0c\x43learRequest\x12\x1e\n\x0c\x65mergency_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x46\n\x0b\x64isposition\x18\x02 \x01(\x0e\x32#.sightline.emergency.v1.DispositionB\x0c\xbaH\t\x82\x01\x06\x18\x01\x18\x02\x18\x03\x12\"\n\x04note\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18\xf4\x03\x32\n^[^\\x00]*$\x12\x18\n\x10\x65xpected_version\x18\x04 \x01(\x04\"E\n\rClearResponse\x12\x34\n\temergency\x18\x01 \x01(\x0b\x32!.sightline.emergency.v1.Emergency\"\xa8\x01\n\x12\x42indSubjectRequest\x12\x1e\n\x0c\x65mergency_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x34\n\nofficer_id\x18\x02 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12\"\n\x04note\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18\xf4\x03\x32\n^[^\\x00]*$\x12\x18\n\x10\x65xpected_version\x18\x04 \x01(\x04\"K\n\x13\x42indSubjectResponse\x12\x34\n\temergency\x18\x01 \x01(\x0b\x32!.sightline.emergency.v1.Emergency\"5\n\x13GetEmergencyRequest\x12\x1e\n\x0c\x65mergency_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\x8c\x01\n\x14GetEmergencyResponse\x12\x34\n\temergency\x18\x01 \x01(\x0b\x32!.sightline.emergency.v1.Emergency\x12>\n\x0b\x61\x63tivations\x18\x02 \x03(\x0b\x32).sightline.activation.v1.ActivationResult\"\x96\x01\n\x16ListEmergenciesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12?\n\x05state\x18\x03 \x01(\x0e\x32&.sightline.emergency.v1.EmergencyStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\"j\n\x17ListEmergenciesResponse\x12\x36\n\x0b\x65mergencies\x18\x01 \x03(\x0b\x32!.sightline.emergency.v1.Emergency\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x82\x01\n\x1aScanOpenEmergenciesRequest\x12\x64\n\x12\x61\x66ter_emergency_id\x18\x01 \x01(\tBH\xbaHErC2A^([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})?$\"s\n\rOpenEmergency\x12\x14\n\x0c\x65mergency_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12,\n\tepoch_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"g\n\x1bScanOpenEmergenciesResponse\x12:\n\x0b\x65mergencies\x18\x01 \x03(\x0b\x32%.sightline.emergency.v1.OpenEmergency\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\x19\n\x17WatchEmergenciesRequest\"\xab\x01\n\x18WatchEmergenciesResponse\x12\x34\n\temergency\x18\x01 \x01(\x0b\x32!.sightline.emergency.v1.Emergency\x12>\n\x0b\x61\x63tivations\x18\x02 \x03(\x0b\x32).sightline.activation.v1.ActivationResult\x12\x19\n\x11snapshot_complete\x18\x03 \x01(\x08*a\n\x0cPressOutcome\x12\x1d\n\x19PRESS_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14PRESS_OUTCOME_OPENED\x10\x01\x12\x18\n\x14PRESS_OUTCOME_FOLDED\x10\x02\x32\xdd\x07\n\x10\x45mergencyService\x12\x63\n\nRaiseAlarm\x12).sightline.emergency.v1.RaiseAlarmRequest\x1a*.sightline.emergency.v1.RaiseAlarmResponse\x12\x66\n\x0b\x43\x61ncelAlarm\x12*.sightline.emergency.v1.CancelAlarmRequest\x1a+.sightline.emergency.v1.CancelAlarmResponse\x12\x66\n\x0b\x41\x63knowledge\x12*.sightline.emergency.v1.AcknowledgeRequest\x1a+.sightline.emergency.v1.AcknowledgeResponse\x12T\n\x05\x43lear\x12$.sightline.emergency.v1.ClearRequest\x1a%.sightline.emergency.v1.ClearResponse\x12\x66\n\x0b\x42indSubject\x12*.sightline.emergency.v1.BindSubjectRequest\x1a+.sightline.emergency.v1.BindSubjectResponse\x12i\n\x0cGetEmergency\x12+.sightline.emergency.v1.GetEmergencyRequest\x1a,.sightline.emergency.v1.GetEmergencyResponse\x12r\n\x0fListEmergencies\x12..sightline.emergency.v1.ListEmergenciesRequest\x1a/.sightline.emergency.v1.ListEmergenciesResponse\x12~\n\x13ScanOpenEmergencies\x12\x32.sightline.emergency.v1.ScanOpenEmergenciesRequest\x1a\x33.sightline.emergency.v1.ScanOpenEmergenciesResponse\x12w\n\x10WatchEmergencies\x12/.sightline.emergency.v1.WatchEmergenciesRequest\x1a\x30.sightline.emergency.v1.WatchEmergenciesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -82,42 +83,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTEMERGENCIESREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\364\003'
   _globals['_LISTEMERGENCIESREQUEST'].fields_by_name['state']._loaded_options = None
   _globals['_LISTEMERGENCIESREQUEST'].fields_by_name['state']._serialized_options = b'\272H\005\202\001\002\020\001'
-  _globals['_PRESSOUTCOME']._serialized_start=2672
-  _globals['_PRESSOUTCOME']._serialized_end=2769
-  _globals['_PRESSCOUNTER']._serialized_start=251
-  _globals['_PRESSCOUNTER']._serialized_end=302
-  _globals['_RAISEALARMREQUEST']._serialized_start=305
-  _globals['_RAISEALARMREQUEST']._serialized_end=800
-  _globals['_RAISEALARMRESPONSE']._serialized_start=802
-  _globals['_RAISEALARMRESPONSE']._serialized_end=916
-  _globals['_CANCELALARMREQUEST']._serialized_start=919
-  _globals['_CANCELALARMREQUEST']._serialized_end=1296
-  _globals['_CANCELALARMRESPONSE']._serialized_start=1298
-  _globals['_CANCELALARMRESPONSE']._serialized_end=1341
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=1343
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=1431
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=1433
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=1508
-  _globals['_CLEARREQUEST']._serialized_start=1511
-  _globals['_CLEARREQUEST']._serialized_end=1691
-  _globals['_CLEARRESPONSE']._serialized_start=1693
-  _globals['_CLEARRESPONSE']._serialized_end=1762
-  _globals['_BINDSUBJECTREQUEST']._serialized_start=1765
-  _globals['_BINDSUBJECTREQUEST']._serialized_end=1933
-  _globals['_BINDSUBJECTRESPONSE']._serialized_start=1935
-  _globals['_BINDSUBJECTRESPONSE']._serialized_end=2010
-  _globals['_GETEMERGENCYREQUEST']._serialized_start=2012
-  _globals['_GETEMERGENCYREQUEST']._serialized_end=2065
-  _globals['_GETEMERGENCYRESPONSE']._serialized_start=2068
-  _globals['_GETEMERGENCYRESPONSE']._serialized_end=2208
-  _globals['_LISTEMERGENCIESREQUEST']._serialized_start=2211
-  _globals['_LISTEMERGENCIESREQUEST']._serialized_end=2361
-  _globals['_LISTEMERGENCIESRESPONSE']._serialized_start=2363
-  _globals['_LISTEMERGENCIESRESPONSE']._serialized_end=2469
-  _globals['_WATCHEMERGENCIESREQUEST']._serialized_start=2471
-  _globals['_WATCHEMERGENCIESREQUEST']._serialized_end=2496
-  _globals['_WATCHEMERGENCIESRESPONSE']._serialized_start=2499
-  _globals['_WATCHEMERGENCIESRESPONSE']._serialized_end=2670
-  _globals['_EMERGENCYSERVICE']._serialized_start=2772
-  _globals['_EMERGENCYSERVICE']._serialized_end=3633
+  _globals['_SCANOPENEMERGENCIESREQUEST'].fields_by_name['after_emergency_id']._loaded_options = None
+  _globals['_SCANOPENEMERGENCIESREQUEST'].fields_by_name['after_emergency_id']._serialized_options = b'\272HErC2A^([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})?$'
+  _globals['_PRESSOUTCOME']._serialized_start=3059
+  _globals['_PRESSOUTCOME']._serialized_end=3156
+  _globals['_PRESSCOUNTER']._serialized_start=283
+  _globals['_PRESSCOUNTER']._serialized_end=334
+  _globals['_RAISEALARMREQUEST']._serialized_start=337
+  _globals['_RAISEALARMREQUEST']._serialized_end=832
+  _globals['_RAISEALARMRESPONSE']._serialized_start=834
+  _globals['_RAISEALARMRESPONSE']._serialized_end=948
+  _globals['_CANCELALARMREQUEST']._serialized_start=951
+  _globals['_CANCELALARMREQUEST']._serialized_end=1328
+  _globals['_CANCELALARMRESPONSE']._serialized_start=1330
+  _globals['_CANCELALARMRESPONSE']._serialized_end=1373
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=1375
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=1463
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=1465
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=1540
+  _globals['_CLEARREQUEST']._serialized_start=1543
+  _globals['_CLEARREQUEST']._serialized_end=1723
+  _globals['_CLEARRESPONSE']._serialized_start=1725
+  _globals['_CLEARRESPONSE']._serialized_end=1794
+  _globals['_BINDSUBJECTREQUEST']._serialized_start=1797
+  _globals['_BINDSUBJECTREQUEST']._serialized_end=1965
+  _globals['_BINDSUBJECTRESPONSE']._serialized_start=1967
+  _globals['_BINDSUBJECTRESPONSE']._serialized_end=2042
+  _globals['_GETEMERGENCYREQUEST']._serialized_start=2044
+  _globals['_GETEMERGENCYREQUEST']._serialized_end=2097
+  _globals['_GETEMERGENCYRESPONSE']._serialized_start=2100
+  _globals['_GETEMERGENCYRESPONSE']._serialized_end=2240
+  _globals['_LISTEMERGENCIESREQUEST']._serialized_start=2243
+  _globals['_LISTEMERGENCIESREQUEST']._serialized_end=2393
+  _globals['_LISTEMERGENCIESRESPONSE']._serialized_start=2395
+  _globals['_LISTEMERGENCIESRESPONSE']._serialized_end=2501
+  _globals['_SCANOPENEMERGENCIESREQUEST']._serialized_start=2504
+  _globals['_SCANOPENEMERGENCIESREQUEST']._serialized_end=2634
+  _globals['_OPENEMERGENCY']._serialized_start=2636
+  _globals['_OPENEMERGENCY']._serialized_end=2751
+  _globals['_SCANOPENEMERGENCIESRESPONSE']._serialized_start=2753
+  _globals['_SCANOPENEMERGENCIESRESPONSE']._serialized_end=2856
+  _globals['_WATCHEMERGENCIESREQUEST']._serialized_start=2858
+  _globals['_WATCHEMERGENCIESREQUEST']._serialized_end=2883
+  _globals['_WATCHEMERGENCIESRESPONSE']._serialized_start=2886
+  _globals['_WATCHEMERGENCIESRESPONSE']._serialized_end=3057
+  _globals['_EMERGENCYSERVICE']._serialized_start=3159
+  _globals['_EMERGENCYSERVICE']._serialized_end=4148
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -508,6 +509,92 @@ class ListEmergenciesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEmergenciesResponse: _TypeAlias = ListEmergenciesResponse  # noqa: Y015
+
+@_typing.final
+class ScanOpenEmergenciesRequest(_message.Message):
+    """ScanOpenEmergenciesRequest pages by id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_EMERGENCY_ID_FIELD_NUMBER: _builtins.int
+    after_emergency_id: _builtins.str
+    """Only emergencies whose id comes after this one; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        after_emergency_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_emergency_id", b"after_emergency_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScanOpenEmergenciesRequest: _TypeAlias = ScanOpenEmergenciesRequest  # noqa: Y015
+
+@_typing.final
+class OpenEmergency(_message.Message):
+    """OpenEmergency is an open emergency in short."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMERGENCY_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    EPOCH_AGE_FIELD_NUMBER: _builtins.int
+    emergency_id: _builtins.str
+    """The emergency."""
+    version: _builtins.int
+    """Its present version."""
+    epoch: _builtins.int
+    """Its present epoch."""
+    @_builtins.property
+    def epoch_age(self) -> _duration_pb2.Duration:
+        """Time since the start of that epoch."""
+
+    def __init__(
+        self,
+        *,
+        emergency_id: _builtins.str = ...,
+        version: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        epoch_age: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch_age", b"epoch_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["emergency_id", b"emergency_id", "epoch", b"epoch", "epoch_age", b"epoch_age", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenEmergency: _TypeAlias = OpenEmergency  # noqa: Y015
+
+@_typing.final
+class ScanOpenEmergenciesResponse(_message.Message):
+    """ScanOpenEmergenciesResponse is one page, ordered by id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMERGENCIES_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """There are more: ask again, after the last id of this page."""
+    @_builtins.property
+    def emergencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpenEmergency]:
+        """The open emergencies."""
+
+    def __init__(
+        self,
+        *,
+        emergencies: _abc.Iterable[Global___OpenEmergency] | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["emergencies", b"emergencies", "more", b"more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScanOpenEmergenciesResponse: _TypeAlias = ScanOpenEmergenciesResponse  # noqa: Y015
 
 @_typing.final
 class WatchEmergenciesRequest(_message.Message):

@@ -70,6 +70,11 @@ class EmergencyServiceStub:
                 request_serializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.ListEmergenciesRequest.SerializeToString,
                 response_deserializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.ListEmergenciesResponse.FromString,
                 _registered_method=True)
+        self.ScanOpenEmergencies = channel.unary_unary(
+                '/sightline.emergency.v1.EmergencyService/ScanOpenEmergencies',
+                request_serializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.ScanOpenEmergenciesRequest.SerializeToString,
+                response_deserializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.ScanOpenEmergenciesResponse.FromString,
+                _registered_method=True)
         self.WatchEmergencies = channel.unary_stream(
                 '/sightline.emergency.v1.EmergencyService/WatchEmergencies',
                 request_serializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.WatchEmergenciesRequest.SerializeToString,
@@ -132,6 +137,14 @@ class EmergencyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScanOpenEmergencies(self, request, context):
+        """ScanOpenEmergencies tells which emergencies are open, in short, of all agencies. With it `streams` closes every gap
+        that a lost event leaves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchEmergencies(self, request, context):
         """WatchEmergencies sends all open emergencies of the caller's agency, then every change, from the database.
         """
@@ -176,6 +189,11 @@ def add_EmergencyServiceServicer_to_server(servicer, server):
                     servicer.ListEmergencies,
                     request_deserializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.ListEmergenciesRequest.FromString,
                     response_serializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.ListEmergenciesResponse.SerializeToString,
+            ),
+            'ScanOpenEmergencies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScanOpenEmergencies,
+                    request_deserializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.ScanOpenEmergenciesRequest.FromString,
+                    response_serializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.ScanOpenEmergenciesResponse.SerializeToString,
             ),
             'WatchEmergencies': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchEmergencies,
@@ -373,6 +391,33 @@ class EmergencyService:
             '/sightline.emergency.v1.EmergencyService/ListEmergencies',
             sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.ListEmergenciesRequest.SerializeToString,
             sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.ListEmergenciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScanOpenEmergencies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.emergency.v1.EmergencyService/ScanOpenEmergencies',
+            sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.ScanOpenEmergenciesRequest.SerializeToString,
+            sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.ScanOpenEmergenciesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,10 @@ class EmergencyServiceStub:
     """GetEmergency returns one emergency with the outcomes of its activations."""
     ListEmergencies: _grpc.UnaryUnaryMultiCallable[_emergency_service_pb2.ListEmergenciesRequest, _emergency_service_pb2.ListEmergenciesResponse]
     """ListEmergencies pages through the emergencies of the caller's agency, newest first."""
+    ScanOpenEmergencies: _grpc.UnaryUnaryMultiCallable[_emergency_service_pb2.ScanOpenEmergenciesRequest, _emergency_service_pb2.ScanOpenEmergenciesResponse]
+    """ScanOpenEmergencies tells which emergencies are open, in short, of all agencies. With it `streams` closes every gap
+    that a lost event leaves.
+    """
     WatchEmergencies: _grpc.UnaryStreamMultiCallable[_emergency_service_pb2.WatchEmergenciesRequest, _emergency_service_pb2.WatchEmergenciesResponse]
     """WatchEmergencies sends all open emergencies of the caller's agency, then every change, from the database."""
 
@@ -77,6 +81,10 @@ class EmergencyServiceAsyncStub(EmergencyServiceStub):
     """GetEmergency returns one emergency with the outcomes of its activations."""
     ListEmergencies: _aio.UnaryUnaryMultiCallable[_emergency_service_pb2.ListEmergenciesRequest, _emergency_service_pb2.ListEmergenciesResponse]  # type: ignore[assignment]
     """ListEmergencies pages through the emergencies of the caller's agency, newest first."""
+    ScanOpenEmergencies: _aio.UnaryUnaryMultiCallable[_emergency_service_pb2.ScanOpenEmergenciesRequest, _emergency_service_pb2.ScanOpenEmergenciesResponse]  # type: ignore[assignment]
+    """ScanOpenEmergencies tells which emergencies are open, in short, of all agencies. With it `streams` closes every gap
+    that a lost event leaves.
+    """
     WatchEmergencies: _aio.UnaryStreamMultiCallable[_emergency_service_pb2.WatchEmergenciesRequest, _emergency_service_pb2.WatchEmergenciesResponse]  # type: ignore[assignment]
     """WatchEmergencies sends all open emergencies of the caller's agency, then every change, from the database."""
 
@@ -142,6 +150,16 @@ class EmergencyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_emergency_service_pb2.ListEmergenciesResponse, _abc.Awaitable[_emergency_service_pb2.ListEmergenciesResponse]]:
         """ListEmergencies pages through the emergencies of the caller's agency, newest first."""
+
+    @_abc_1.abstractmethod
+    def ScanOpenEmergencies(
+        self,
+        request: _emergency_service_pb2.ScanOpenEmergenciesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_emergency_service_pb2.ScanOpenEmergenciesResponse, _abc.Awaitable[_emergency_service_pb2.ScanOpenEmergenciesResponse]]:
+        """ScanOpenEmergencies tells which emergencies are open, in short, of all agencies. With it `streams` closes every gap
+        that a lost event leaves.
+        """
 
     @_abc_1.abstractmethod
     def WatchEmergencies(
