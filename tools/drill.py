@@ -12,6 +12,7 @@ from chassis import telemetry
 from sightline.activation.v1.activation_pb2 import ActivationState
 from sightline.emergency.v1 import emergency_pb2
 from sightline.emergency.v1 import emergency_service_pb2 as pb
+from sightline.streams.v1 import stream_service_pb2 as streams_pb
 
 from tools.desk import Desk
 from tools.local.stack import Stack
@@ -20,7 +21,7 @@ from tools.simulator.camera import Camera
 from tools.simulator.gateway import Gateway
 
 _WITHIN_S = 15.0
-# Hop → (service, part of the span's name, which end of the span counts).
+# Hop → (service, part of the span's name, which end of the span counts). Hops of Kafka are missing where `reconcile` decided.
 _HOPS = (
     ("gateway sends the press", "gateway", "gateway press", "start"),
     ("emergency receives it", "emergency", "EmergencyService/RaiseAlarm", "start"),
@@ -34,6 +35,7 @@ _HOPS = (
     ("camera records", "gateway", "camera record", "end"),
     ("recording confirmed", "streams", "camera answered", "end"),
 )
+_BY_LANE = ("lane reads the event", "lane has decided", "streams reads the decision")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ async def drill(stack: Stack, number: int = 9000) -> Drill:
                 trace_id = telemetry.trace_id()
                 pressed = await gateway.send(gateway.press(actor.radio, status=emergency_pb2.ALARM_STATUS_EXERCISE))
             outcome = await _outcome(supervisor, pressed.emergency_id)
+            ask = streams_pb.GetActivationRequest(emergency_id=pressed.emergency_id)
+            by_lane = (await supervisor.call(supervisor.streams.GetActivation, ask)).decided_by.startswith("joiner")
             await supervisor.call(
                 supervisor.emergency.Clear,
                 pb.ClearRequest(emergency_id=pressed.emergency_id, disposition=emergency_pb2.DISPOSITION_EXERCISE),
@@ -82,7 +86,7 @@ async def drill(stack: Stack, number: int = 9000) -> Drill:
             await camera.power_off()
             await gateway.close()
             await check_in(admin, actor)
-    return Drill(pressed.emergency_id, trace_id, outcome, await _hops(stack, trace_id))
+    return Drill(pressed.emergency_id, trace_id, outcome, await _hops(stack, trace_id, by_lane=by_lane))
 
 
 async def _outcome(desk: Desk, emergency_id: str) -> str:
@@ -99,17 +103,18 @@ async def _outcome(desk: Desk, emergency_id: str) -> str:
     return ", ".join(found)
 
 
-async def _hops(stack: Stack, trace_id: str) -> tuple[Hop, ...]:
+async def _hops(stack: Stack, trace_id: str, *, by_lane: bool) -> tuple[Hop, ...]:
     """The hops of a trace, once its last span has arrived."""
     spans: list[dict[str, Any]] = []
+    hops = [hop for hop in _HOPS if by_lane or hop[0] not in _BY_LANE]
 
     def complete() -> bool:
         with urllib.request.urlopen(f"{stack.traces}/traces/{trace_id}", timeout=5) as answer:
             spans[:] = json.load(answer)
-        return all(_time(spans, *where) is not None for _, *where in _HOPS)
+        return all(_time(spans, *where) is not None for _, *where in hops)
 
     await _until(lambda: asyncio.to_thread(complete), "the trace's spans")
-    times = sorted((_time(spans, *where) or 0, name) for name, *where in _HOPS)
+    times = sorted((_time(spans, *where) or 0, name) for name, *where in hops)
     start = times[0][0]
     lasts = [start, *(at for at, _ in times)]
     return tuple(Hop(name, (at - start) / 1e6, (at - last) / 1e6) for (at, name), last in zip(times, lasts, strict=False))

@@ -117,6 +117,7 @@ class EmergencyApi(EmergencyServiceServicer):
             radio_alias=request.radio_alias.replace("\0", ""),  # fixed-width fields come padded; no reason to refuse a press
             talkgroup_id=request.talkgroup_id,
             position=Place(place.latitude, place.longitude, accuracy) if request.HasField("position") else None,
+            traceparent=telemetry.traceparent(),
         )
 
     async def CancelAlarm(self, request: pb.CancelAlarmRequest, context: Any) -> pb.CancelAlarmResponse:

@@ -45,6 +45,7 @@ def to_emergency(e: Emergency) -> pb.Emergency:
         gateway_id=e.gateway_id,
         radio_alias=e.radio_alias,
         talkgroup_id=e.talkgroup_id,
+        traceparent=e.traceparent,
     )
     if e.disposition:
         message.disposition = pb.Disposition.Value(f"DISPOSITION_{e.disposition}")

@@ -129,6 +129,7 @@ class Press:
     radio_alias: str = ""
     talkgroup_id: int = 0
     position: Place | None = None
+    traceparent: str = ""
 
     def is_stale(self, age_gate: timedelta) -> bool:
         """Whether it was too old on arrival to start a camera."""
@@ -162,6 +163,7 @@ class Emergency:
     radio_alias: str = ""
     talkgroup_id: int = 0
     position: Place | None = None
+    traceparent: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -193,6 +195,7 @@ class Emergency:
             epoch_started_at=at,
             activation_expires_at=at + age_gate,
             stale_on_arrival=False,
+            traceparent=press.traceparent,
             subject=self.subject if self.subject.state == SubjectState.BOUND else subject,
         )
 
@@ -301,6 +304,7 @@ def open_emergency(
         radio_alias=press.radio_alias,
         talkgroup_id=press.talkgroup_id,
         position=press.position,
+        traceparent=press.traceparent,
     )
 
 

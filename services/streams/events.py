@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from chassis import telemetry
 from chassis.bus import Received, Record, parse
 from chassis.db import Transaction
 from chassis.errors import PoisonError
@@ -60,7 +61,7 @@ def to_known(emergency: Emergency) -> KnownEmergency:
     )
 
 
-def to_decision(message: ActivationDecision, decided_by: str) -> Decision:
+def to_decision(message: ActivationDecision, decided_by: str, traceparent: str = "") -> Decision:
     """A decision's model form. Which versions of the record and of the rules it rests on is no part of its answer."""
     answer = ActivationDecision()
     answer.CopyFrom(message)
@@ -77,6 +78,7 @@ def to_decision(message: ActivationDecision, decided_by: str) -> Decision:
         decided_by=decided_by,
         content=message.SerializeToString(deterministic=True),
         answer=answer.SerializeToString(deterministic=True),
+        traceparent=traceparent,
     )
 
 
@@ -134,7 +136,7 @@ class DecisionReader:
         if len(message.camera_ids) > _CAMERAS or not all(0 < len(name) <= _ID for name in names):
             raise PoisonError("a decision with impossible names")
         decided_by = received.headers.get("ce_source", b"").decode("utf-8", "replace").removeprefix("/sightline/")[:_SOURCE]
-        await self._service.take_decision(to_decision(message, decided_by))
+        await self._service.take_decision(to_decision(message, decided_by, telemetry.traceparent()))
 
 
 class EmergencyReader:

@@ -81,6 +81,7 @@ class Decision:
     decided_by: str
     content: bytes
     answer: bytes
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)

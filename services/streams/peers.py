@@ -56,7 +56,7 @@ class Peers:
         except Unavailable:
             telemetry.log().warning("the registry does not answer", emergency=emergency_id)  # a bound one does not need it
         decision = join(found, duty, duty_is_fresh=True)
-        return to_decision(decision, "reconcile") if decision else None
+        return to_decision(decision, "reconcile", found.traceparent) if decision else None
 
     async def _whole(self, emergency_id: str) -> Emergency | None:
         try:

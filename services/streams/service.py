@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -196,7 +196,7 @@ class StreamsService:
 
     async def _execute(self, tx: Transaction, decision: Decision, *, emergency_is_open: bool) -> None:
         now = self._clock.now()
-        new = activations(decision, emergency_is_open=emergency_is_open, now=now, traceparent=telemetry.traceparent())
+        new = activations(decision, emergency_is_open=emergency_is_open, now=now, traceparent=decision.traceparent)
         await self._store.add(tx, new)
         for activation in new:
             self._announcer.announce(tx, activation)
@@ -255,13 +255,13 @@ class StreamsService:
             await self._refresh(gap.emergency_id)
         if not gap.undecided:
             return
-        with telemetry.span("streams reconcile", attributes={"emergency.id": gap.emergency_id}):
-            decision = await self._peers.decide(gap.emergency_id)
-            if decision is not None:
-                await self.take_decision(decision)
-            elif age > _UNDECIDED_AFTER and (gap.emergency_id, gap.epoch) not in self._undecided:
-                self._undecided.add((gap.emergency_id, gap.epoch))
-                telemetry.log().error("an open emergency has no decision", emergency=gap.emergency_id, epoch=gap.epoch)
+        decision = await self._peers.decide(gap.emergency_id)
+        if decision is not None:
+            with telemetry.span("streams reconcile", parent=decision.traceparent or None):
+                await self.take_decision(replace(decision, traceparent=telemetry.traceparent()))
+        elif age > _UNDECIDED_AFTER and (gap.emergency_id, gap.epoch) not in self._undecided:
+            self._undecided.add((gap.emergency_id, gap.epoch))
+            telemetry.log().error("an open emergency has no decision", emergency=gap.emergency_id, epoch=gap.epoch)
 
     async def _refresh(self, emergency_id: str) -> None:
         found = await self._peers.emergency(emergency_id)

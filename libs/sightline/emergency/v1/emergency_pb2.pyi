@@ -322,6 +322,7 @@ class Emergency(_message.Message):
     RADIO_ALIAS_FIELD_NUMBER: _builtins.int
     TALKGROUP_ID_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     emergency_id: _builtins.str
     """UUID version 7."""
     version: _builtins.int
@@ -350,6 +351,8 @@ class Emergency(_message.Message):
     """Alias that the radio system shows; for people only."""
     talkgroup_id: _builtins.int
     """Talkgroup that the radio was on; 0 if not given."""
+    traceparent: _builtins.str
+    """W3C trace context of the press that started the epoch, so that its trace goes on whoever joins it."""
     @_builtins.property
     def epoch_started_at(self) -> _timestamp_pb2.Timestamp:
         """The press time of the epoch's press, at which the radio's holder is looked up, or the commit of the bind."""
@@ -416,10 +419,11 @@ class Emergency(_message.Message):
         radio_alias: _builtins.str = ...,
         talkgroup_id: _builtins.int = ...,
         position: _radio_pb2.Position | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "activation_expires_at", b"activation_expires_at", "cancel_requested", b"cancel_requested", "cleared", b"cleared", "clocks", b"clocks", "epoch_started_at", b"epoch_started_at", "last_press_at", b"last_press_at", "position", b"position", "radio", b"radio", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "activation_expires_at", b"activation_expires_at", "agency_id", b"agency_id", "cancel_requested", b"cancel_requested", "cleared", b"cleared", "clocks", b"clocks", "disposition", b"disposition", "emergency_id", b"emergency_id", "epoch", b"epoch", "epoch_started_at", b"epoch_started_at", "gateway_id", b"gateway_id", "last_press_at", b"last_press_at", "position", b"position", "radio", b"radio", "radio_alias", b"radio_alias", "related_to", b"related_to", "repeat_count", b"repeat_count", "stale_on_arrival", b"stale_on_arrival", "state", b"state", "status", b"status", "subject", b"subject", "talkgroup_id", b"talkgroup_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "activation_expires_at", b"activation_expires_at", "agency_id", b"agency_id", "cancel_requested", b"cancel_requested", "cleared", b"cleared", "clocks", b"clocks", "disposition", b"disposition", "emergency_id", b"emergency_id", "epoch", b"epoch", "epoch_started_at", b"epoch_started_at", "gateway_id", b"gateway_id", "last_press_at", b"last_press_at", "position", b"position", "radio", b"radio", "radio_alias", b"radio_alias", "related_to", b"related_to", "repeat_count", b"repeat_count", "stale_on_arrival", b"stale_on_arrival", "state", b"state", "status", b"status", "subject", b"subject", "talkgroup_id", b"talkgroup_id", "traceparent", b"traceparent", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
