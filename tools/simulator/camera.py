@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -32,6 +32,7 @@ class Faults:
     slow_s: float = 0.0
     answers_after: asyncio.Event | None = None
     duplicate_reports: bool = False
+    forgets: bool = False  # what it has handled: for testing checkers
 
     def refusal(self) -> RefusalReason.ValueType:
         """Why the camera cannot record; unspecified if it can."""
@@ -55,6 +56,7 @@ class Camera:
     battery_percent: int = 87
     starts: list[tuple[Name, datetime]] = field(default_factory=list)
     orders: pb.CameraOrders | None = None
+    on_act: Callable[["Camera", pb.HandledOrder], None] = lambda camera, handled: None
     _handled: dict[Name, pb.HandledOrder] = field(default_factory=dict)
     _dirty: asyncio.Event = field(default_factory=asyncio.Event)
     _pending: dict[Name, asyncio.Task[None]] = field(default_factory=dict)
@@ -120,6 +122,8 @@ class Camera:
     def _obey(self, orders: pb.CameraOrders) -> None:
         """Act on each name that has not been handled, within the time it has left on our own clock."""
         self.orders = orders
+        if self.faults.forgets:
+            self._handled.clear()
         now = datetime.now(UTC)
         self._handled = {n: h for n, h in self._handled.items() if now - h.device_time.ToDatetime(UTC) < _REMEMBER}
         for order in orders.record_for:
@@ -149,4 +153,5 @@ class Camera:
                 self.starts.append((name, datetime.now(UTC)))
             handled.device_time.GetCurrentTime()
             self._handled[name] = handled
+            self.on_act(self, handled)
             self.changed()

@@ -20,9 +20,9 @@ from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceSt
 if TYPE_CHECKING:  # exists for the type checker only
     from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceAsyncStub
 
-_ATTEMPT_S, _PAUSE_S = 1.5, 0.1
+_ATTEMPT_S, PAUSE_S = 1.5, 0.1
 # These are answers; anything else is worth repeating.
-_REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
+REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
 _boot = int(time.time())
 _NAMESPACE = uuid.UUID("5f0c1a52-8a51-4f0e-9d0c-5a1d6a3b2c10")
 
@@ -73,13 +73,18 @@ class Gateway:
         deadline = time.monotonic() + within.total_seconds()
         with telemetry.span("gateway press"):
             while True:
-                request.sent_at.FromDatetime(self.now())
                 try:
-                    return await self.stub.RaiseAlarm(request, timeout=_ATTEMPT_S, metadata=with_trace())
+                    return await self.attempt(request)
                 except grpc.aio.AioRpcError as error:
-                    if error.code() in _REFUSED or time.monotonic() > deadline:
+                    if error.code() in REFUSED or time.monotonic() > deadline:
                         raise
-                await asyncio.sleep(_PAUSE_S)
+                await asyncio.sleep(PAUSE_S)
+
+    async def attempt(self, request: pb.RaiseAlarmRequest) -> pb.RaiseAlarmResponse:
+        """Send a press once."""
+        request.sent_at.FromDatetime(self.now())
+        answer: pb.RaiseAlarmResponse = await self.stub.RaiseAlarm(request, timeout=_ATTEMPT_S, metadata=with_trace())
+        return answer
 
     async def cancel(self, request: pb.RaiseAlarmRequest, radio: RadioIdentity | None = None) -> pb.CancelAlarmResponse:
         """Cancel a press, as its own radio or (wrongly) as another."""
