@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -70,6 +71,9 @@ def _dying_at(service: str, points: dict[str, str]) -> Act:
 async def die_at(rig: Rig, name: str, point: str, nth: int) -> str:
     """Replace a process by one that dies at a point; presses must go on, or it never gets there."""
     async with rig.otherwise(name, f"die:{point}:{nth}") as process:
+        for other in rig.services:
+            if name.startswith("streams") and other.startswith("streams") and other != name:
+                rig.process(other).signal(signal.SIGKILL)  # its cameras come to us, or we would have nothing to do
         await until(lambda: not process.alive(), f"death of {name} at {point}")
     return f"{name} at {point}:{nth}"
 

@@ -116,7 +116,7 @@ async def trial(
     officers: int = 60,
     faults: Sequence[Fault] = (),
     pause_s: float = 1.0,
-    redelivered: float = 0.07,
+    redelivered: float = 0.1,
     habits: Habits | None = None,
     prepare: Callable[[World], None] = lambda world: None,
     progress: Callable[[str], None] = lambda text: None,
@@ -136,17 +136,20 @@ async def trial(
             dice = random.Random(seed)  # noqa: S311 (a trial must be repeatable)
             over = asyncio.Event()
             driving = asyncio.create_task(driver.run(presses, rate, habits or Habits(), over))
-            for fault in faults:
-                await asyncio.sleep(pause_s)
-                progress(f"{len(report.faults) + 1} of {len(faults)}: {fault.number} {fault.name}")
-                timeline.note("begin", fault=fault.name)
-                done = await fault.act(rig, dice)
-                timeline.note("end", fault=fault.name, done=done)
-                report.faults.append(f"{fault.number} {fault.name}: {done}")
-            over.set()
-            progress("waiting for the last presses")
-            await driving
-            await asyncio.to_thread(again.stop)
+            try:
+                for fault in faults:
+                    await asyncio.sleep(pause_s)
+                    progress(f"{len(report.faults) + 1} of {len(faults)}: {fault.number} {fault.name}")
+                    timeline.note("begin", fault=fault.name)
+                    done = await fault.act(rig, dice)
+                    timeline.note("end", fault=fault.name, done=done)
+                    report.faults.append(f"{fault.number} {fault.name}: {done}")
+                over.set()
+                progress("waiting for the last presses")
+                await driving
+            finally:
+                driving.cancel()
+                await asyncio.to_thread(again.stop)
             progress("waiting until all is settled")
             await _settled(rig, agency)
     timeline.close()
