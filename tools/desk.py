@@ -1,6 +1,7 @@
 """A person's seat at the platform: the services by gRPC, with the desk's certificate and the person's token."""
 
 import json
+import time
 import urllib.parse
 import urllib.request
 from types import TracebackType
@@ -11,8 +12,10 @@ from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceSt
 from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from sightline.streams.v1.stream_service_pb2_grpc import StreamServiceStub
 
-from tools.local.issuer import USERS
+from tools.local.issuer import find_user
 from tools.local.stack import Stack
+
+_TOKEN_S = 1800.0  # half of a token's life
 
 
 def fetch_token(stack: Stack, user: str) -> str:
@@ -27,8 +30,9 @@ class Desk:
 
     def __init__(self, stack: Stack, user: str) -> None:
         self._stack, self._user = stack, user
-        self._token = fetch_token(stack, user)
-        rpc = stack.ca.rpc(USERS[user][0], "cli", user)
+        self._token, self._fetched = fetch_token(stack, user), time.monotonic()
+        agency, _ = find_user(user) or ("", ())
+        rpc = stack.ca.rpc(agency, "cli", user.partition("@")[0])
         self._channels = {name: connect(target, rpc) for name, target in stack.targets.items()}
         self.registry = RegistryServiceStub(self._channels["registry"])
         self.emergency = EmergencyServiceStub(self._channels["emergency"])
@@ -36,6 +40,8 @@ class Desk:
 
     def metadata(self) -> Any:
         """The token, and the current trace."""
+        if time.monotonic() - self._fetched > _TOKEN_S:
+            self._token, self._fetched = fetch_token(self._stack, self._user), time.monotonic()
         return with_trace(("authorization", f"Bearer {self._token}"))
 
     async def call(self, method: Any, request: Any, timeout: float = 10.0) -> Any:

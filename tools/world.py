@@ -49,7 +49,7 @@ class World:
 
     def __init__(self, stack: Stack, agency_id: str = AGENCY) -> None:
         self.stack, self.agency_id = stack, agency_id
-        self.admin, self.supervisor = Desk(stack, "platform-admin"), Desk(stack, "supervisor")
+        self.admin, self.supervisor = Desk(stack, "platform-admin"), Desk(stack, f"supervisor@{agency_id}")
         self.cameras: dict[str, Camera] = {}
         self._on_shift: list[Member] = []
         self._resources = AsyncExitStack()

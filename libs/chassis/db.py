@@ -8,10 +8,12 @@ import asyncio
 import contextlib
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, LiteralString, TypeVar
+from weakref import WeakKeyDictionary
 
 import psycopg
 from alembic import command
@@ -27,6 +29,7 @@ from chassis.errors import Unavailable
 from chassis.settings import DatabaseSettings
 
 Row = dict[str, Any]
+_MARK_AFTER_S, _IDLE_S = 0.05, 1.0
 T = TypeVar("T")
 
 # Tables that every service's schema has; created by its first migration.
@@ -121,10 +124,12 @@ class Database:
             timeout=1.0,
             open=False,
             reconnect_timeout=0,
-            check=AsyncConnectionPool.check_connection,
+            check=_check_if_idle,
         )
         self._publisher = publisher
         self._publishing: set[asyncio.Task[None]] = set()
+        self._published: list[int] = []
+        self._marking: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Connect, or raise what PostgreSQL says."""
@@ -137,6 +142,8 @@ class Database:
         """Let the last records go out, then disconnect."""
         if self._publishing:
             await asyncio.wait(self._publishing, timeout=2)
+        if self._marking:
+            await asyncio.wait({self._marking}, timeout=2)
         await self._pool.close(timeout=2)
 
     @asynccontextmanager
@@ -168,6 +175,7 @@ class Database:
         """Roll back what is not committed, and return the connection to the pool."""
         with contextlib.suppress(psycopg.Error):
             await connection.rollback()
+        _last_used[connection] = time.monotonic()
         await self._pool.putconn(connection)
 
     def _publish_soon(self, ids: list[int], records: list[Record]) -> None:
@@ -177,15 +185,23 @@ class Database:
             task.add_done_callback(self._publishing.discard)
 
     async def _publish(self, ids: Sequence[int], records: Sequence[Record]) -> None:
-        """Publish and mark; what fails stays waiting and is swept again, here or on another replica."""
+        """Publish, and mark soon; what fails stays waiting and is swept again, here or on another replica."""
         answers = await asyncio.gather(*map(self._publisher.publish, records), return_exceptions=True)
         done = [i for i, answer in zip(ids, answers, strict=True) if not isinstance(answer, BaseException)]
         if failed := [answer for answer in answers if isinstance(answer, BaseException)]:
             telemetry.log().warning("not published yet", records=len(failed), error=str(failed[0]))
-        if not done:
-            return
+        self._published += done
+        if self._published and self._marking is None:
+            self._marking = asyncio.create_task(self._mark())
+
+    async def _mark(self) -> None:
+        """Mark what has been published, many at a time. A mark that is lost only means that a record is published twice,
+        so its commit need not wait for the disk."""
+        await asyncio.sleep(_MARK_AFTER_S)
+        self._marking, done, self._published = None, self._published, []
         try:
             async with self.transaction() as tx:
+                await tx.execute("SET LOCAL synchronous_commit = off")
                 await tx.execute("UPDATE outbox SET published_at = clock_timestamp() WHERE id = ANY(%s)", [done])
         except Unavailable:
             telemetry.log().warning("published but not marked; will be published again", records=len(done))
@@ -203,6 +219,15 @@ class Database:
             except TRANSIENT as error:
                 telemetry.log().warning("sweep waits", error=str(error))
             await asyncio.sleep(0.3)
+
+
+# A connection that was used a moment ago is not asked whether it lives: that would cost every transaction a round trip.
+_last_used: WeakKeyDictionary[psycopg.AsyncConnection[Row], float] = WeakKeyDictionary()
+
+
+async def _check_if_idle(connection: psycopg.AsyncConnection[Row]) -> None:
+    if time.monotonic() - _last_used.get(connection, 0.0) > _IDLE_S:
+        await AsyncConnectionPool.check_connection(connection)
 
 
 def _passes(error: psycopg.Error) -> bool:

@@ -11,6 +11,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -37,7 +38,9 @@ def setup(service: str, replica: str, settings: TelemetrySettings) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service, replica=replica)
-    provider = TracerProvider(resource=Resource.create({"service.name": service, "service.instance.id": replica}))
+    # Without a collector no span is recorded; its context still goes from hop to hop.
+    sampler = ParentBased(ALWAYS_ON) if settings.otlp_endpoint else ALWAYS_OFF
+    provider = TracerProvider(sampler, Resource.create({"service.name": service, "service.instance.id": replica}))
     if settings.otlp_endpoint:
         exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=settings.otlp_endpoint.startswith("http:"))
         provider.add_span_processor(BatchSpanProcessor(exporter))

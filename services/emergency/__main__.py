@@ -41,6 +41,7 @@ async def main(app: App[EmergencySettings]) -> None:
     registry = RegistryPeer(connect(settings.registry_target, settings.rpc))
     age_gate = timedelta(seconds=settings.age_gate_s)
     service = EmergencyService(database, reading, Store(), registry, EmergencyAnnouncer(), audit, clock, age_gate)
+    await wait_for("PostgreSQL", service.warm_up)
     watchtower = Watchtower(service)
     server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
     add_EmergencyServiceServicer_to_server(EmergencyApi(service, watchtower, clock), server.grpc)

@@ -1,6 +1,7 @@
 """The emergency service's gRPC face: protobuf in, use case, protobuf out."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,8 +25,10 @@ from services.emergency.service import EmergencyService, Seen, Viewed, who_of
 
 _DEFAULT_PAGE, _SCAN_PAGE = 50, 2000
 # Watchers are told of changes at once by their own replica, and of other replicas' within this time.
-_LOOK_EVERY_S = 0.2
-_LATELY = timedelta(minutes=1)
+_LOOK_EVERY_S, _REST_S = 0.2, 0.04
+# A look at what has just changed is cheap; one at everything, once in a while, finds what took long to commit.
+_JUST_NOW, _LATELY = timedelta(seconds=3), timedelta(minutes=1)
+_LOOK_AT_ALL_EVERY_S = 1.0
 _WATCHERS_AT_MOST = 1000
 
 
@@ -36,29 +39,36 @@ class Watchtower:
         self._service = service
         self._shown: dict[str, tuple[Seen, Viewed]] = {}
         self._looked = asyncio.Condition()
-        self._watchers = 0
+        self._watched, self._watchers = asyncio.Event(), 0
 
     async def look(self) -> None:
-        """For ever: find out what has changed, and wake the watchers."""
+        """For ever, while anybody watches: find out what has changed, and wake the watchers."""
+        looked_at_all = 0.0
         while True:
+            await self._watched.wait()
             try:
                 self._service.changed.clear()
-                if await self._look():
+                at_all = time.monotonic() - looked_at_all > _LOOK_AT_ALL_EVERY_S
+                changed = await self._look(at_all=at_all)
+                looked_at_all = time.monotonic() if at_all else looked_at_all
+                if changed:
                     async with self._looked:
                         self._looked.notify_all()
             except TRANSIENT as error:
                 telemetry.log().warning("watchers wait", error=str(error))
                 await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_REST_S)  # changes that come together are one look
             try:
                 await asyncio.wait_for(self._service.changed.wait(), _LOOK_EVERY_S)
             except TimeoutError:
                 continue
 
-    async def _look(self) -> bool:
+    async def _look(self, *, at_all: bool) -> bool:
         """Read what has changed since the last look; what has long been cleared is forgotten."""
-        seen = {each.emergency_id: each for each in await self._service.seen(_LATELY)}
+        found = await self._service.seen(_LATELY if at_all else _JUST_NOW, and_open=at_all)
+        seen = {each.emergency_id: each for each in found}
         changed = [key for key, each in seen.items() if key not in self._shown or self._shown[key][0].shown != each.shown]
-        gone = [key for key in self._shown if key not in seen]
+        gone = [key for key in self._shown if key not in seen] if at_all else []
         for view in await self._service.viewed(changed) if changed else []:
             self._shown[view[0].emergency_id] = seen[view[0].emergency_id], view
         for key in gone:
@@ -70,8 +80,10 @@ class Watchtower:
         if self._watchers >= _WATCHERS_AT_MOST:
             raise Unavailable(Reason.ERROR_REASON_GOING_AWAY, "this replica has enough watchers; connect again")
         self._watchers += 1
+        self._watched.set()
         known: dict[str, int] = {}
         try:
+            await self._look(at_all=True)  # nobody may have looked for a while
             while True:
                 of_agency = {key: each for key, each in self._shown.items() if each[0].agency_id == agency_id}
                 news = [view for key, (seen, view) in of_agency.items() if known.get(key) != seen.shown]
@@ -84,6 +96,8 @@ class Watchtower:
                     await self._looked.wait()
         finally:
             self._watchers -= 1
+            if not self._watchers:
+                self._watched.clear()
 
 
 class EmergencyApi(EmergencyServiceServicer):

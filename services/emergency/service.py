@@ -11,6 +11,7 @@ from chassis.clock import Clock
 from chassis.db import Database, Transaction
 from chassis.errors import Forbidden, NotFound, Unavailable
 from chassis.identity import Caller
+from chassis.recent import Recent
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from uuid_utils import uuid7
@@ -32,7 +33,7 @@ from services.emergency.model import (
 # The gateway gets an answer within a second, whatever hangs; the database is never told to hurry (a cancelled wait
 # for a standby at the commit would look like a success).
 ANSWER_WITHIN_S = 0.9
-_FILL_BATCH = 50
+_FILL_BATCH, _WARM = 50, 20_000
 _SYSTEM = Who(ActorKind.ACTOR_KIND_SERVICE, "service/emergency", "platform")
 
 
@@ -89,10 +90,11 @@ class Emergencies(Protocol):
     async def page(self, tx: Transaction, agency_id: str | None, is_open: bool | None, before: str, limit: int) -> list[Emergency]: ...
     async def scan_open(self, tx: Transaction, after: str, limit: int) -> list[OpenEmergency]: ...
     async def unpinned(self, tx: Transaction, limit: int) -> list[Emergency]: ...
-    async def seen(self, tx: Transaction, lately: timedelta) -> list[Seen]: ...
+    async def seen(self, tx: Transaction, lately: timedelta, *, and_open: bool) -> list[Seen]: ...
     async def several(self, tx: Transaction, ids: Sequence[str]) -> list[Emergency]: ...
     async def results(self, tx: Transaction, ids: Sequence[str]) -> Mapping[str, list[bytes]]: ...
     async def keep_result(self, tx: Transaction, emergency_id: str, epoch: int, camera_id: str, version: int, result: bytes) -> bool: ...
+    async def newest_results(self, tx: Transaction, limit: int) -> list[tuple[tuple[str, int, str], int]]: ...
 
 
 class Registry(Protocol):
@@ -136,6 +138,8 @@ class EmergencyService:
         self._database, self._store, self._registry, self._announcer = database, store, registry, announcer
         self._audit, self._clock, self.age_gate = audit, clock, age_gate
         self.changed = asyncio.Event()
+        # Results come twice and more: from two replicas, from a start that reads a day again. This spares the database.
+        self._results: Recent[tuple[str, int, str], int] = Recent()
         self._under_way: dict[str, asyncio.Task[KnownPress]] = {}
 
     async def raise_alarm(self, press: Press) -> KnownPress:
@@ -158,9 +162,6 @@ class EmergencyService:
             work.exception()  # nobody may be waiting any more
 
     async def _raise_alarm(self, press: Press) -> KnownPress:
-        async with self._database.transaction() as tx:
-            if known := await self._store.known_press(tx, press):
-                return known
         holder = await self._registry.holder(press.radio, press.clocks.press_time, press.gateway.agency_id)
         if holder and not holder.agency_known:
             raise Forbidden(Reason.ERROR_REASON_AGENCY_UNKNOWN, f"agency {press.gateway.agency_id} is not registered")
@@ -270,10 +271,10 @@ class EmergencyService:
         async with self._reading.transaction() as tx:
             return await self._store.scan_open(tx, after, limit)
 
-    async def seen(self, lately: timedelta) -> list[Seen]:
-        """What watchers shall know of."""
+    async def seen(self, lately: timedelta, *, and_open: bool) -> list[Seen]:
+        """What changed lately, and with `and_open` what is open."""
         async with self._reading.transaction() as tx:
-            return await self._store.seen(tx, lately)
+            return await self._store.seen(tx, lately, and_open=and_open)
 
     async def viewed(self, ids: Sequence[str]) -> list[Viewed]:
         """Emergencies with their results."""
@@ -283,9 +284,18 @@ class EmergencyService:
 
     async def keep_result(self, emergency_id: str, epoch: int, camera_id: str, version: int, result: bytes) -> None:
         """Show what an activation came to."""
-        async with self._database.transaction() as tx:
+        name = (emergency_id, epoch, camera_id)
+        if (self._results.get(name) or 0) >= version:
+            return
+        async with self._reading.transaction() as tx:
             await self._store.keep_result(tx, emergency_id, epoch, camera_id, version, result)
+        self._results.put(name, version)
         self.changed.set()
+
+    async def warm_up(self) -> None:
+        """Remember which results the database has, before their topic is read from its past."""
+        async with self._reading.transaction() as tx:
+            self._results.warm(await self._store.newest_results(tx, _WARM))
 
     async def _change(
         self,

@@ -12,7 +12,7 @@ from services.emergency.model import KEY_LIFE, Emergency, Fact, Press, RadioId
 from services.emergency.service import KnownPress, OpenEmergency, Seen
 
 _EMERGENCY, _FACT = TypeAdapter(Emergency), TypeAdapter(Fact)
-_SEEN: LiteralString = "SELECT emergency_id::text, agency_id, shown FROM emergency WHERE is_open OR shown_at > now() - %s"
+_SEEN: LiteralString = "SELECT emergency_id::text, agency_id, shown FROM emergency WHERE shown_at > now() - %s"
 
 
 class Store:
@@ -134,9 +134,9 @@ class Store:
         )
         return [_EMERGENCY.validate_python(row["document"]) for row in rows]
 
-    async def seen(self, tx: Transaction, lately: timedelta) -> list[Seen]:
-        """What a watcher shall know of: all that is open, and all that changed lately."""
-        return [Seen(**row) for row in await tx.all(_SEEN, [lately])]
+    async def seen(self, tx: Transaction, lately: timedelta, *, and_open: bool) -> list[Seen]:
+        """All that changed lately, and all that is open."""
+        return [Seen(**row) for row in await tx.all(_SEEN + (" OR is_open" if and_open else ""), [lately])]
 
     async def several(self, tx: Transaction, ids: Sequence[str]) -> list[Emergency]:
         """Emergencies by id."""
@@ -164,6 +164,13 @@ class Store:
         if kept:
             await tx.execute("UPDATE emergency SET shown = shown + 1, shown_at = now() WHERE emergency_id = %s", [emergency_id])
         return bool(kept)
+
+    async def newest_results(self, tx: Transaction, limit: int) -> list[tuple[tuple[str, int, str], int]]:
+        """Versions of the newest emergencies' results by (emergency, epoch, camera), oldest first."""
+        rows = await tx.all(
+            "SELECT emergency_id::text, epoch, camera_id, version FROM activation ORDER BY emergency_id DESC LIMIT %s", [limit]
+        )
+        return [((row["emergency_id"], row["epoch"], row["camera_id"]), row["version"]) for row in reversed(rows)]
 
 
 def _document(emergency: Emergency) -> Jsonb:

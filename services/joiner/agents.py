@@ -12,12 +12,13 @@ from chassis import telemetry
 from chassis.bus import Received, Record, parse
 from chassis.errors import PoisonError
 from chassis.reader import Handler, dead_letter
+from chassis.recent import Recent
 from contracts.topics import ACTIVATION_DECISION, EMERGENCY_EVENT, REGISTRY_DUTY, radio_key
 from faust.types import EventT, StreamT
 from sightline.emergency.v1.emergency_pb2 import Emergency, EmergencyEvent
 from sightline.registry.v1.duty_pb2 import DutyRecord
 
-from services.joiner.tables import Decided, Freshness, Parked, duty_table, newer
+from services.joiner.tables import Freshness, Parked, duty_table, newer
 from services.joiner.watchdog import STUCK, Progress
 
 _ATTEMPTS, _PAUSE_S = 40, 0.25  # ten seconds, less than the group takes to give our partitions away
@@ -31,7 +32,9 @@ class Lane:
     def __init__(self, app: faust.App, lane: str, trickle: timedelta, progress: Progress) -> None:
         self._app, self._lane = app, lane
         self._duty, self._progress = duty_table(app), progress
-        self._parked, self._decided, self._fresh = Parked(), Decided(), Freshness(trickle)
+        self._parked, self._fresh = Parked(), Freshness(trickle)
+        # (emergency, epoch) answered lately: later versions are not answered again.
+        self._decided: Recent[tuple[str, int], bool] = Recent()
         self._topics: dict[str, faust.types.TopicT] = {}
         app.agent(self._topic(REGISTRY_DUTY.name), name="duty")(self._read_duty)
         app.agent(self._topic(EMERGENCY_EVENT.name), name="emergencies")(self._read_emergencies)
@@ -64,7 +67,7 @@ class Lane:
 
     async def _decide(self, radio: bytes, partition: int, emergency: Emergency, traceparent: str | None) -> None:
         """Join and publish, or park until the radio's record arrives."""
-        if emergency in self._decided:
+        if (emergency.emergency_id, emergency.epoch) in self._decided:
             return
         known = self._duty.get(radio)
         duty = DutyRecord.FromString(known) if known is not None else None
@@ -73,7 +76,7 @@ class Lane:
             if decision is not None:
                 subject = f"emergencies/{emergency.emergency_id}"
                 await self._send(Record.of(ACTIVATION_DECISION, radio, decision, source=f"joiner/{self._lane}", subject=subject))
-                self._decided.add(emergency)
+                self._decided.put((emergency.emergency_id, emergency.epoch), True)
         if decision is not None or emergency.HasField("cleared"):
             self._parked.remove(radio, emergency)
         else:

@@ -73,23 +73,6 @@ class Freshness:
         return partition in self._heard and now - self._heard[partition] < self._within
 
 
-class Decided:
-    """Which (emergency, epoch) this lane has answered lately, so that later versions are not answered again."""
-
-    def __init__(self, at_most: int = 50_000) -> None:
-        self._names: OrderedDict[tuple[str, int], None] = OrderedDict()
-        self._at_most = at_most
-
-    def add(self, emergency: Emergency) -> None:
-        """Note an answer."""
-        self._names[emergency.emergency_id, emergency.epoch] = None
-        if len(self._names) > self._at_most:
-            self._names.popitem(last=False)
-
-    def __contains__(self, emergency: Emergency) -> bool:
-        return (emergency.emergency_id, emergency.epoch) in self._names
-
-
 def newer(record: DutyRecord, known: bytes | None) -> bool:
     """Whether a record replaces the known one."""
     return known is None or record.version > DutyRecord.FromString(known).version

@@ -24,7 +24,7 @@ from services.streams.service import StreamsService
 from services.streams.settings import StreamsSettings
 from services.streams.store import Store
 
-_SWEEP_S, _RECONCILE_S = 0.25, 0.4
+_SWEEP_S, _SWEEP_ALL_S, _RECONCILE_S = 0.25, 5.0, 0.4
 # Every camera keeps one call open; a replica that has this many refuses more, and they try another.
 _LINKS_AT_MOST = 20_000
 
@@ -50,6 +50,7 @@ async def main(app: App[StreamsSettings]) -> None:
     decisions = Reader("streams-decisions", DecisionReader.topics, DecisionReader(service), settings.kafka, publisher)
     events = Reader("streams-emergencies", EmergencyReader.topics, EmergencyReader(service), settings.kafka, publisher)
 
+    await wait_for("PostgreSQL", service.warm_up)
     app.ship(database, audit)
 
     async def read(reader: Reader, since: timedelta) -> None:
@@ -60,6 +61,7 @@ async def main(app: App[StreamsSettings]) -> None:
     app.background("decisions", read(decisions, DECISIONS_SINCE))
     app.repeat("reconcile", _RECONCILE_S, service.reconcile)
     app.repeat("link sweep", _SWEEP_S, service.sweep_links)
+    app.repeat("sweep of all links", _SWEEP_ALL_S, service.sweep_all_links)
     app.repeat("overdue sweep", _SWEEP_S, service.sweep_overdue)
     # No camera gets orders from us before we know which emergencies have been cleared meanwhile: from Kafka or from their owner.
     await first_of(events.caught_up, service.reconciled)

@@ -14,6 +14,7 @@ from chassis.clock import Clock
 from chassis.db import Database, Row, Transaction
 from chassis.errors import Changed, NotFound, Unavailable
 from chassis.identity import Caller, Machine
+from chassis.recent import Recent
 from sightline.audit.v1.record_pb2 import AuditOutcome
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
@@ -39,6 +40,10 @@ from services.streams.model import (
 _EARLY_AT_MOST, _EARLY_FOR = 1000, timedelta(seconds=2)
 # Gaps that one turn closes at the most, and how many at a time.
 _GAPS_AT_MOST, _GAPS_AT_ONCE = 500, 8
+# Entries that a start reads: more than a day of emergencies, or of decisions.
+_WARM = 20_000
+# What changed lately is looked at again and again; a commit seldom takes longer.
+_LATELY = timedelta(seconds=3)
 _UNDECIDED_AFTER = timedelta(seconds=5)
 _SYSTEM = Actor(kind=ActorKind.ACTOR_KIND_SERVICE, id="service/streams", agency_id="platform")
 
@@ -48,6 +53,8 @@ class Streams(Protocol):
 
     async def keep_emergency(self, tx: Transaction, known: KnownEmergency) -> bool: ...
     async def emergency(self, tx: Transaction, emergency_id: str) -> KnownEmergency | None: ...
+    async def newest_versions(self, tx: Transaction, limit: int) -> list[tuple[str, int]]: ...
+    async def newest_answers(self, tx: Transaction, limit: int) -> list[tuple[tuple[str, int], bytes]]: ...
     async def gaps(self, tx: Transaction, there: Sequence[OpenEmergency]) -> list[Gap]: ...
     async def open_but_for(self, tx: Transaction, ids: Sequence[str], limit: int) -> list[str]: ...
     async def accept(self, tx: Transaction, decision: Decision, now: datetime) -> bool: ...
@@ -69,6 +76,7 @@ class Streams(Protocol):
     async def unlink(self, tx: Transaction, camera_id: str, agency_id: str, link_id: str) -> None: ...
     async def unlink_lost(self, tx: Transaction, replica_id: str, here: Sequence[str]) -> None: ...
     async def links(self, tx: Transaction, link_ids: Sequence[str], replica_id: str) -> dict[str, int]: ...
+    async def changed(self, tx: Transaction, lately: timedelta) -> list[Row]: ...
     async def alive(self, tx: Transaction, replica_id: str) -> None: ...
     async def keep_report(self, tx: Transaction, camera_id: str, agency_id: str, report: Report, now: datetime) -> None: ...
     async def cameras(self, tx: Transaction, agency_id: str, after: str, limit: int) -> list[CameraView]: ...
@@ -120,7 +128,7 @@ class EarlyDecisions:
 
     def of(self, emergency_id: str) -> list[Decision]:
         """Those that wait for an emergency."""
-        return [decision for decision, _ in self._waiting.values() if decision.emergency_id == emergency_id]
+        return [decision for decision, _ in self._waiting.values() if decision.emergency_id == emergency_id] if self._waiting else []
 
     def since(self, before: datetime) -> list[Decision]:
         """Those that have waited since before a time."""
@@ -152,14 +160,25 @@ class StreamsService:
         self._audit, self._clock, self._replica = audit, clock, replica
         self._links: dict[tuple[str, str], LocalLink] = {}
         self._early = EarlyDecisions()
+        # Records come twice and more: from two lanes, from a start that reads a day again. These spare the database.
+        self._versions: Recent[str, int] = Recent()
+        self._answers: Recent[tuple[str, int], bytes] = Recent()
         self._undecided: set[tuple[str, int]] = set()
         self.reconciled = asyncio.Event()
 
     # --- what comes from Kafka -----------------------------------------------------------------------------------
 
+    async def warm_up(self) -> None:
+        """Remember what the database knows, before topics are read from their past."""
+        async with self._database.transaction() as tx:
+            self._versions.warm(await self._store.newest_versions(tx, _WARM))
+            self._answers.warm(await self._store.newest_answers(tx, _WARM))
+
     async def take_emergency(self, known: KnownEmergency) -> None:
         """An emergency has changed; what has waited for it goes on."""
-        await self._keep_emergency(known)
+        if (self._versions.get(known.emergency_id) or 0) < known.version:
+            await self._keep_emergency(known)
+            self._versions.put(known.emergency_id, known.version)
         for decision in self._early.of(known.emergency_id):
             await self._take_decision(decision)
 
@@ -168,6 +187,8 @@ class StreamsService:
         async with self._database.transaction() as tx:
             if not await self._store.keep_emergency(tx, known):
                 return
+            if known.is_open and known.epoch == 1:
+                return  # there can be nothing to withdraw
             there = await self._store.of_emergency(tx, known.emergency_id, lock=True)
             gone = [a for a in there if not known.is_open or a.epoch < known.epoch]
             await self._save(tx, gone, [a.withdrawn() for a in gone])
@@ -177,6 +198,8 @@ class StreamsService:
 
     async def take_decision(self, decision: Decision) -> None:
         """The first decision of an (emergency, epoch) is executed; others are recorded. An early one waits."""
+        if self._answers.get((decision.emergency_id, decision.epoch)) == decision.answer:
+            return  # it has been seen committed here, and our links have been woken
         # Kept before we look, so that its emergency cannot slip past us.
         self._early.put(decision, self._clock.now())
         await self._take_decision(decision)
@@ -189,8 +212,12 @@ class StreamsService:
             why = refusal_of_decision(decision, known)
             if not why and await self._store.accept(tx, decision, self._clock.now()):
                 await self._execute(tx, decision, emergency_is_open=bool(known and known.is_open))
-            elif why or await self._differs(tx, decision):
-                await self._reject(tx, decision, why or "differs from the decision that was accepted first")
+            elif not why and await self._differs(tx, decision):
+                why = "differs from the decision that was accepted first"
+            if why:
+                await self._reject(tx, decision, why)
+        if not why:
+            self._answers.put((decision.emergency_id, decision.epoch), decision.answer)
         self._early.remove(decision)
         self._wake(decision.agency_id, decision.camera_ids)
 
@@ -227,8 +254,8 @@ class StreamsService:
         async with self._database.transaction() as tx:
             gaps = await self._store.gaps(tx, there)
             gone = await self._store.open_but_for(tx, [each.emergency_id for each in there], _GAPS_AT_MOST)
-        ages = {each.emergency_id: each.epoch_age for each in there}
-        due = [gap for gap in gaps if ages[gap.emergency_id] >= RECONCILE_AFTER]
+        open_now = {each.emergency_id: each for each in there}
+        due = [gap for gap in gaps if open_now[gap.emergency_id].epoch_age >= RECONCILE_AFTER]
         overlooked = self._early.since(self._clock.now() - _EARLY_FOR)
         self._undecided &= {(gap.emergency_id, gap.epoch) for gap in due}
         random.shuffle(due)  # so that replicas do not do the same work at the same time
@@ -244,13 +271,18 @@ class StreamsService:
                     telemetry.log().exception("a gap stays open", emergency=emergency_id)
 
         await asyncio.gather(
-            *(close(self._close_gap(gap, ages[gap.emergency_id]), gap.emergency_id) for gap in due[:_GAPS_AT_MOST]),
+            *(close(self._close_gap(open_now[gap.emergency_id]), gap.emergency_id) for gap in due[:_GAPS_AT_MOST]),
             *(close(self._refresh(emergency_id), emergency_id) for emergency_id in gone),
             *(close(self._settle(decision), decision.emergency_id) for decision in overlooked[:_GAPS_AT_MOST]),
         )
         self.reconciled.set()
 
-    async def _close_gap(self, gap: Gap, age: timedelta) -> None:
+    async def _close_gap(self, found: OpenEmergency) -> None:
+        async with self._database.transaction() as tx:
+            there = await self._store.gaps(tx, [found])
+        gap = next(iter(there), None)
+        if gap is None:
+            return  # another replica has closed it while we were at others
         if gap.behind:
             await self._refresh(gap.emergency_id)
         if not gap.undecided:
@@ -259,7 +291,7 @@ class StreamsService:
         if decision is not None:
             with telemetry.span("streams reconcile", parent=decision.traceparent or None):
                 await self.take_decision(replace(decision, traceparent=telemetry.traceparent()))
-        elif age > _UNDECIDED_AFTER and (gap.emergency_id, gap.epoch) not in self._undecided:
+        elif found.epoch_age > _UNDECIDED_AFTER and (gap.emergency_id, gap.epoch) not in self._undecided:
             self._undecided.add((gap.emergency_id, gap.epoch))
             telemetry.log().error("an open emergency has no decision", emergency=gap.emergency_id, epoch=gap.epoch)
 
@@ -325,18 +357,30 @@ class StreamsService:
                 await self._audit.record(tx, Entry("activation.unexpected", camera.actor, target, camera.agency_id, emergency_id, details))
 
     async def sweep_links(self) -> None:
-        """Find out which of this replica's links have new orders or have been superseded elsewhere."""
+        """Find out which of this replica's links have new orders or have been superseded elsewhere: what changed lately."""
+        links = dict(self._links)  # a link that opens while we look is not in what we see
+        async with self._database.transaction() as tx:
+            await self._store.alive(tx, self._replica)
+            changed = await self._store.changed(tx, _LATELY)
+        for row in changed:
+            if link := links.get((row["agency_id"], row["camera_id"])):
+                self._look_at(link, row["orders_version"] if row["link_id"] == link.link_id else None)
+
+    async def sweep_all_links(self) -> None:
+        """The same for all links, once in a while: a change may have taken long to commit, an end may never have been written."""
         links = list(self._links.values())
         ids = [link.link_id for link in links]
         async with self._database.transaction() as tx:
-            await self._store.alive(tx, self._replica)
             await self._store.unlink_lost(tx, self._replica, ids)
             there = await self._store.links(tx, ids, self._replica) if ids else {}
         for link in links:
-            version = there.get(link.link_id)
-            if version is None or version > link.sent_version:
-                link.superseded = link.superseded or version is None
-                link.wake.set()
+            self._look_at(link, there.get(link.link_id))
+
+    def _look_at(self, link: LocalLink, version: int | None) -> None:
+        """Compare a link with its camera's row; None: the camera has another link now."""
+        if version is None or version > link.sent_version:
+            link.superseded = link.superseded or version is None
+            link.wake.set()
 
     async def sweep_overdue(self) -> None:
         """Give an outcome to every activation that has gone without a word for too long."""

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import astuple
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import LiteralString
 
 from chassis.db import Row, Transaction
@@ -56,6 +56,18 @@ class Store:
             [emergency_id],
         )
         return KnownEmergency(**row) if row else None
+
+    async def newest_versions(self, tx: Transaction, limit: int) -> list[tuple[str, int]]:
+        """The newest emergencies with their versions, oldest first."""
+        rows = await tx.all("SELECT emergency_id::text, version FROM known_emergency ORDER BY emergency_id DESC LIMIT %s", [limit])
+        return [(row["emergency_id"], row["version"]) for row in reversed(rows)]
+
+    async def newest_answers(self, tx: Transaction, limit: int) -> list[tuple[tuple[str, int], bytes]]:
+        """The newest decisions' answers by (emergency, epoch), oldest first."""
+        rows = await tx.all(
+            "SELECT emergency_id::text, epoch, answer FROM decision WHERE answer IS NOT NULL ORDER BY emergency_id DESC LIMIT %s", [limit]
+        )
+        return [((row["emergency_id"], row["epoch"]), bytes(row["answer"])) for row in reversed(rows)]
 
     async def gaps(self, tx: Transaction, there: Sequence[OpenEmergency]) -> list[Gap]:
         """Which of the open emergencies are not known in their present version, or have no decision."""
@@ -165,7 +177,7 @@ class Store:
         """The orders of these cameras have changed; in one order, so that two callers cannot block each other."""
         await tx.many(
             "INSERT INTO camera AS c (agency_id, camera_id) VALUES (%s, %s)"
-            " ON CONFLICT (agency_id, camera_id) DO UPDATE SET orders_version = c.orders_version + 1",
+            " ON CONFLICT (agency_id, camera_id) DO UPDATE SET orders_version = c.orders_version + 1, changed_at = now()",
             [(agency_id, camera_id) for camera_id in sorted(camera_ids)],
         )
 
@@ -194,7 +206,7 @@ class Store:
         await tx.execute(
             "INSERT INTO camera AS c (agency_id, camera_id, link_id, replica_id, linked_at) VALUES (%s, %s, %s, %s, %s)"
             " ON CONFLICT (agency_id, camera_id) DO UPDATE"
-            " SET link_id = excluded.link_id, replica_id = excluded.replica_id, linked_at = excluded.linked_at",
+            " SET link_id = excluded.link_id, replica_id = excluded.replica_id, linked_at = excluded.linked_at, changed_at = now()",
             [agency_id, camera_id, link_id, replica_id, now],
         )
 
@@ -219,6 +231,12 @@ class Store:
             [replica_id, list(link_ids)],
         )
         return {row["link_id"]: row["orders_version"] for row in rows}
+
+    async def changed(self, tx: Transaction, lately: timedelta) -> list[Row]:
+        """Cameras, of any replica, whose orders or link have changed lately."""
+        return await tx.all(
+            "SELECT agency_id, camera_id, link_id::text, orders_version FROM camera WHERE changed_at > now() - %s", [lately]
+        )
 
     async def alive(self, tx: Transaction, replica_id: str) -> None:
         """This replica lives, and so do its links."""

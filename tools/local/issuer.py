@@ -22,6 +22,15 @@ USERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "platform-admin": ("platform", ("platform-admin",)),
 }
 AUDIENCE = "sightline"
+
+
+def find_user(user: str) -> tuple[str, tuple[str, ...]] | None:
+    """Agency and roles of a user; `name@agency` is the same user of another agency. None if there is none."""
+    name, _, agency = user.partition("@")
+    found = USERS.get(name)
+    return (agency or found[0], found[1]) if found else None
+
+
 _KEY_ID = "laptop-1"
 
 
@@ -39,11 +48,14 @@ class TokenMaker:
         self.pem = key_file.read_bytes()
 
     def claims(self, user: str) -> dict[str, Any]:
-        """The claims of a user's token, good for an hour."""
-        agency, roles = USERS[user]
+        """The claims of a user's token, good for an hour; KeyError for nobody."""
+        found = find_user(user)
+        if found is None:
+            raise KeyError(user)
+        agency, roles = found
         now = datetime.now(UTC)
         return {
-            "iss": self.issuer, "aud": AUDIENCE, "sub": user, "iat": now, "exp": now + timedelta(hours=1),
+            "iss": self.issuer, "aud": AUDIENCE, "sub": user.partition("@")[0], "iat": now, "exp": now + timedelta(hours=1),
             "amr": ["pwd", "otp"], "sightline_agency": agency, "sightline_roles": list(roles),
         }  # fmt: skip
 
@@ -74,7 +86,7 @@ def build(maker: TokenMaker) -> web.Application:
     @routes.post("/token")
     async def token(request: web.Request) -> web.Response:
         user = str((await request.post()).get("username", ""))
-        if user not in USERS:
+        if find_user(user) is None:
             text = f"no user {user!r}; there are: {', '.join(USERS)}"
             return web.json_response({"error": "invalid_grant", "error_description": text}, status=400)
         return web.json_response({"access_token": maker.token(user), "token_type": "Bearer", "expires_in": 3600})

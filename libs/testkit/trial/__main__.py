@@ -38,7 +38,9 @@ def main(
 
     async def run() -> Report:
         with out.status("starting") as status:
-            stack = await asyncio.to_thread(local.up, folder / "stack", status.update, extra=local.QUICK_TRICKLE, proxied=True)
+            stack = await asyncio.to_thread(
+                local.up, folder / "stack", status.update, extra=local.QUICK_TRICKLE, proxied=True, traced=False
+            )
             async with Rig(stack) as rig:
                 return await trial(
                     rig, folder, seed=seed, presses=presses, rate=rate, officers=officers, faults=chosen, progress=status.update

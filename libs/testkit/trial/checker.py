@@ -133,10 +133,15 @@ def _no_wrong_camera(evidence: Evidence) -> Broken:
         document = emergencies.get(row["emergency_id"], {}).get("document")
         if document is None:
             yield "I3", f"camera {row['camera_id']} was ordered for {row['emergency_id']}, which is not there"
-        elif row["officer_id"] != document["subject"]["officer_id"] and row["epoch"] == document["epoch"]:
+        elif row["epoch"] == document["epoch"] and not _is_officer(document["subject"], row["officer_id"]):
             yield "I3", f"{row['emergency_id']} is of {document['subject']['officer_id']}; ordered was {row['officer_id']}'s camera"
         elif document["cleared"] and row["ordered_at"] and row["ordered_at"] > _time(document["cleared"]["at"]) + _CLEAR_REACHES:
             yield "I3", f"camera {row['camera_id']} was ordered for {row['emergency_id']} after its clear"
+
+
+def _is_officer(subject: Row, officer_id: str) -> bool:
+    """Whether a camera's officer is the emergency's; an emergency cleared before the registry answered has none."""
+    return bool(subject["state"] == "UNPINNED" or subject["officer_id"] == officer_id)
 
 
 def _carried(evidence: Evidence) -> dict[str, set[str]]:

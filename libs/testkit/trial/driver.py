@@ -130,7 +130,7 @@ class Driver:
             await asyncio.wait_for(acted.wait(), _START_WITHIN_S)
 
     async def _clear(self, emergency_id: str) -> None:
-        await self._surely(lambda: self._world.clear(emergency_id), grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
+        await self._surely(lambda: self._world.clear(emergency_id), grpc.StatusCode.FAILED_PRECONDITION)
         await self._journal.write("cleared", emergency_id=emergency_id)
 
     async def _quietly(self, work: Awaitable[object]) -> None:

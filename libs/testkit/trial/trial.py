@@ -39,6 +39,8 @@ class Report:
     folder: Path
     presses: int = 0
     accepted: int = 0
+    emergencies: int = 0
+    starts: int = 0
     unanswered: int = 0
     faults: list[str] = field(default_factory=list)
     deaths: dict[str, int] = field(default_factory=dict)
@@ -56,6 +58,7 @@ class Report:
         return [
             f"seed {self.seed}: {self.presses} presses, {self.accepted} accepted, {self.unanswered} without an answer,"
             f" in {self.seconds:.0f} s",
+            f"{self.emergencies} emergencies, {self.starts} times a camera acted",
             f"{len(self.faults)} faults, {sum(self.deaths.values())} processes died;"
             f" {self.delivered_again} of {self.delivered} records delivered again ({share:.1f} %)",
             f"{self.by_reconcile} decisions by reconcile, {self.rejected} decisions not executed, {self.dead_letters} dead letters",
@@ -161,6 +164,7 @@ async def trial(
     report.unanswered = report.presses - report.accepted
     report.delivered, report.delivered_again, report.deaths = again.seen, again.again, dict(rig.deaths)
     report.dead_letters = len(evidence.dead_letters)
+    report.emergencies, report.starts = len(evidence.rows["emergency"]), len(evidence.cameras)
     report.by_reconcile = sum(d["decided_by"] == "reconcile" for d in evidence.rows["decision"])
     report.rejected = len(evidence.rows["rejected"])
     report.seconds = time.monotonic() - began
