@@ -58,17 +58,18 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def _watch(self) -> None:
-        admin, recovering = AdminClient(client_config(self._kafka)), 0.0
+        admin, recovering, looked = AdminClient(client_config(self._kafka)), 0.0, time.monotonic()
         while True:
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(min(_LOOK_EVERY_S, self._recovery_s))
             ends = self._ends(admin)
+            since, looked = time.monotonic() - looked, time.monotonic()
             if ends is None:
                 self.progress.forgive()
             elif self.recovered.is_set():
                 if (stalled := self.progress.stalled_s(ends, time.monotonic())) > self._stall_s:
                     self._end(f"no progress for {stalled:.0f} s although there is more to read")
             else:
-                recovering += _LOOK_EVERY_S
+                recovering += since
                 if recovering > self._recovery_s:
                     self._start_over()
                     self._end(f"the table has not recovered in {recovering:.0f} s; the next process reads its source anew")

@@ -231,7 +231,7 @@ def restart(stack: Stack, name: str, more: Mapping[str, str] | None = None, thro
 
     `through` is a module that runs the service's own, for tests that make it fail.
     """
-    there = next(process for process in stack.processes if process.name == name)
+    there = process_named(stack, name)
     command = [*there.command[:2], through, *there.command[2:]] if through else there.command
     process = start_again(there, more, command)
     # What it was started with for once is not how it is started the next time.
@@ -239,6 +239,11 @@ def restart(stack: Stack, name: str, more: Mapping[str, str] | None = None, thro
     stack.processes = [kept if each.name == name else each for each in stack.processes]
     stack.save()
     return kept
+
+
+def process_named(stack: Stack, name: str) -> Process:
+    """A process of the stack, as it runs now."""
+    return next(process for process in stack.processes if process.name == name)
 
 
 def serving(stack: Stack, name: str) -> bool:

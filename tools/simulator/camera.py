@@ -32,7 +32,7 @@ class Faults:
     slow_s: float = 0.0
     answers_after: asyncio.Event | None = None
     duplicate_reports: bool = False
-    forgets: bool = False  # what it has handled: for testing checkers
+    stutters: bool = False  # acts twice on each name: for testing checkers
 
     def refusal(self) -> RefusalReason.ValueType:
         """Why the camera cannot record; unspecified if it can."""
@@ -122,8 +122,6 @@ class Camera:
     def _obey(self, orders: pb.CameraOrders) -> None:
         """Act on each name that has not been handled, within the time it has left on our own clock."""
         self.orders = orders
-        if self.faults.forgets:
-            self._handled.clear()
         now = datetime.now(UTC)
         self._handled = {n: h for n, h in self._handled.items() if now - h.device_time.ToDatetime(UTC) < _REMEMBER}
         for order in orders.record_for:
@@ -154,4 +152,6 @@ class Camera:
             handled.device_time.GetCurrentTime()
             self._handled[name] = handled
             self.on_act(self, handled)
+            if self.faults.stutters:
+                self.on_act(self, handled)
             self.changed()

@@ -11,6 +11,8 @@ from sightline.activation.v1.activation_pb2 import ActivationState
 from testkit.trial.evidence import Evidence, Row
 from testkit.trial.journal import ERROR, OK
 
+# How every poisonous record of a trial begins.
+POISON = b"poison"
 # A clear that has not reached `streams` yet cannot stop an order: ten times what it usually takes.
 _CLEAR_REACHES = timedelta(seconds=20)
 _OUTCOMES = ("RECORDING", "ALREADY_RECORDING", "REFUSED", "UNREACHABLE", "TIMED_OUT", "WITHDRAWN", "NO_CAMERA")
@@ -26,7 +28,7 @@ class Violation:
 
 def check(evidence: Evidence) -> list[Violation]:
     """Everything that is wrong."""
-    rules = (_no_loss, _one_emergency, _events, _one_activation, _no_wrong_camera, _outcomes, _audit, _causality)
+    rules = (_no_loss, _one_emergency, _events, _one_activation, _no_wrong_camera, _outcomes, _audit, _causality, _dead_letters)
     return [Violation(*broken) for rule in rules for broken in rule(evidence)]
 
 
@@ -238,6 +240,13 @@ def _causality(evidence: Evidence) -> Broken:
         for cause, effect in order:
             if action == effect and first.get((emergency_id, cause), number) >= number:
                 yield "I8", f"{effect} of {emergency_id} was recorded before {cause}"
+
+
+def _dead_letters(evidence: Evidence) -> Broken:
+    """I12: nothing but poison is set aside."""
+    for topic, value in evidence.dead_letters:
+        if not value.startswith(POISON):
+            yield "I12", f"{topic} holds a record that is no poison: {value[:40]!r}"
 
 
 def _time(text: str) -> datetime:

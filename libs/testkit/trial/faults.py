@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from chassis.bus import Publisher, Record
+from chassis.settings import KafkaSettings
 from confluent_kafka import KafkaException
 from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, EMERGENCY_EVENT, REGISTRY_DUTY
 
 from testkit.sabotage import DECISION_POINTS, PRESS_POINTS
+from testkit.trial.checker import POISON
 from testkit.trial.rig import KAFKA, POSTGRES, Rig, until
 
 Act = Callable[[Rig, random.Random], Awaitable[str]]
@@ -182,12 +184,10 @@ async def _handler_raises(rig: Rig, dice: random.Random) -> str:
 
 
 async def _poison(rig: Rig, dice: random.Random) -> str:
-    from chassis.settings import KafkaSettings
-
     publisher = Publisher(KafkaSettings(bootstrap=rig.stack.kafka, security="PLAINTEXT"))
     try:
         for topic in (EMERGENCY_EVENT, REGISTRY_DUTY, ACTIVATION_DECISION, ACTIVATION_RESULT):
-            value = b"poison" + dice.randbytes(dice.choice([1, 100, 100_000]))
+            value = POISON + dice.randbytes(dice.choice([1, 100, 100_000]))
             await publisher.publish(Record(topic.name, dice.randbytes(8), value))
     except KafkaException as error:
         return f"not delivered: {error}"

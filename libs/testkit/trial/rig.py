@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from testkit import sabotage
 from testkit.proxy import Proxy
 from tools.local.process import Process, free_ports, reap, stop
-from tools.local.stack import Stack, restart, serving
+from tools.local.stack import Stack, process_named, restart, serving
 
 _LOOK_EVERY_S = 0.05
 # Ten times, and more, what a process takes to start on a busy machine.
@@ -47,7 +47,7 @@ class Rig:
 
     def process(self, name: str) -> Process:
         """A process by name, as it runs now."""
-        return next(process for process in self.stack.processes if process.name == name)
+        return process_named(self.stack, name)
 
     async def _keep(self) -> None:
         while True:

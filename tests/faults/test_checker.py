@@ -1,0 +1,45 @@
+"""The checker finds what a careless change would break: a bench that cannot fail proves nothing (F53)."""
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from testkit.trial.rig import Rig
+from testkit.trial.trial import trial
+
+from tools.world import World
+
+
+@pytest.mark.parametrize(
+    ("bug", "process", "presses", "found"),
+    [
+        ("answer_before_commit:10", "emergency-a", 80, {"I1"}),
+        ("ok_on_error:10", "emergency-a", 80, {"I1"}),
+        ("skip_audit:15", "emergency-a", 80, {"I6"}),
+        ("skip_audit:15", "streams-a", 80, {"I6"}),
+        ("drop_record:1000", "emergency-a", 500, {"I6", "I9"}),
+    ],
+)
+async def test_a_seeded_bug_is_found(rig: Rig, tmp_path: Path, bug: str, process: str, presses: int, found: set[str]) -> None:
+    async with AsyncExitStack() as broken:
+        await broken.enter_async_context(rig.otherwise(process, f"bug:{bug}"))
+        if process.startswith("streams"):  # or half of the work would go past the bug
+            await broken.enter_async_context(rig.down("streams-b"))
+        report = await trial(rig, tmp_path, seed=len(bug) * presses, presses=presses, rate=12, officers=30)
+    assert {v.invariant for v in report.violations} & found, "\n".join(report.lines())
+
+
+async def test_a_camera_that_starts_twice_is_found(rig: Rig, tmp_path: Path) -> None:
+    def stutter(world: World) -> None:
+        for camera in world.cameras.values():
+            camera.faults.stutters = True
+
+    report = await trial(rig, tmp_path, seed=2, presses=20, rate=10, officers=20, prepare=stutter)
+    assert {v.invariant for v in report.violations} == {"I2"}, "\n".join(report.lines())
+
+
+async def test_without_a_bug_nothing_is_found(rig: Rig, tmp_path: Path) -> None:
+    report = await trial(rig, tmp_path, seed=3, presses=60, rate=10, officers=30)
+    assert not report.violations, "\n".join(report.lines())
+    assert report.starts >= report.presses * 0.8
+    assert report.delivered_again
