@@ -36,7 +36,7 @@ test: lint ## set up and run everything: linters, all tests on real servers, a s
 lint: $(READY) ## formats, types, import rules, schemas, and that generated code is current
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	@$(BIN)/ruff check --quiet .
-	@$(BIN)/mypy --no-error-summary libs services tools tests conftest.py
+	@$(BIN)/mypy --no-error-summary libs services tools bench tests conftest.py
 	@PYTHONPATH=libs:. $(BIN)/lint-imports > .venv/imports.log || { cat .venv/imports.log; exit 1; }
 	@$(BIN)/buf lint && $(BIN)/buf format --diff --exit-code protos
 	@rm -rf .venv/generated && mkdir .venv/generated && $(MAKE) --no-print-directory GENERATED=.venv/generated generate
@@ -58,8 +58,8 @@ generate:
 chart: $(READY) ## render and check the Helm chart (needs helm on the PATH)
 	@deploy/helm/check
 
-bench: $(READY) ## measure the path from press to recording on this machine
-	@$(BIN)/sightline bench
+bench: $(READY) ## measure the path on this machine beside the least it could take (about six minutes)
+	@$(BIN)/python -m bench
 
 lock: $(READY) ## resolve the lock files anew
 	@$(COMPILE) --upgrade -o requirements.lock

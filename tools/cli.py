@@ -174,33 +174,6 @@ def drill(data: Data = local.DEFAULT_DATA, as_json: Json = False) -> None:
 
 
 @app.command()
-def bench(
-    data: Data = local.DEFAULT_DATA,
-    presses: Annotated[int, typer.Option(help="How many presses.", min=10, max=10_000)] = 300,
-    rate: Annotated[float, typer.Option(help="Presses a second, open loop.", min=0.1, max=200)] = 10,
-    as_json: Json = False,
-) -> None:
-    """Press at a steady rate and show the time to the OK and to the recording."""
-    from tools.bench import bench as run_bench
-
-    was_up = (there := Stack.load(data)) is not None and there.running
-    try:
-        with err.status("starting") as status:
-            stack = local.up(data, status.update)
-        found = asyncio.run(run_bench(stack, presses, rate))
-    finally:
-        if not was_up:
-            local.down(data, lambda text: None)
-    if as_json:
-        _print_json([asdict(line) for line in found])
-        return
-    table = Table("milliseconds from the press to", "p50", "p95", "p99", "max", title=f"{presses} presses, {rate:g}/s, open loop")
-    for line in found:
-        table.add_row(line.name, *(f"{value:8.1f}" for value in (line.p50, line.p95, line.p99, line.max)))
-    out.print(table)
-
-
-@app.command()
 def demo(
     data: Data = local.DEFAULT_DATA,
     seconds: Annotated[float | None, typer.Option(envvar="DEMO_SECONDS", help="End by itself after this time.")] = None,

@@ -4,6 +4,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from testkit.trial.driver import Habits
 from testkit.trial.rig import Rig
 from testkit.trial.trial import trial
 
@@ -25,7 +26,10 @@ async def test_a_seeded_bug_is_found(rig: Rig, tmp_path: Path, bug: str, process
         await broken.enter_async_context(rig.otherwise(process, f"bug:{bug}"))
         if process.startswith("streams"):  # or half of the work would go past the bug
             await broken.enter_async_context(rig.down("streams-b"))
-        report = await trial(rig, tmp_path, seed=len(bug) * presses, presses=presses, rate=12, officers=30)
+        hasty = Habits(patience_s=5)
+        report = await trial(
+            rig, tmp_path, seed=len(bug) * presses, presses=presses, rate=12, officers=30, habits=hasty, settled_within_s=20
+        )
     assert {v.invariant for v in report.violations} & found, "\n".join(report.lines())
 
 

@@ -255,6 +255,14 @@ def serving(stack: Stack, name: str) -> bool:
     return True
 
 
+def start_services(stack: Stack, progress: Progress) -> None:
+    """Start the services of a stack that came up without them, and wait until all serve."""
+    for each in stack.health:
+        lines = (stack.data / "env" / f"{each}.env").read_text().splitlines()
+        _python(stack, each, [f"services.{each.rpartition('-')[0]}"], dict(line.split("=", 1) for line in lines))
+    _wait_ready(stack, progress)
+
+
 def joiner_environment(stack: Stack, name: str) -> dict[str, str]:
     """The settings that a lane of this stack runs with."""
     return _common(stack) | {

@@ -19,8 +19,6 @@ from tools.simulator.camera import Camera
 from tools.simulator.gateway import PAUSE_S, REFUSED
 from tools.world import World
 
-# How long a camera may take to start before the driver goes on; the checker then says what is missing.
-_START_WITHIN_S = 60.0
 _ANSWER_WITHIN_S = 60.0
 
 
@@ -33,6 +31,8 @@ class Habits:
     cancelled: float = 0.03
     cleared_at_once: float = 0.05
     repaired: float = 0.03
+    # Seconds that a camera may take to start before the driver goes on; the checker then says what is missing.
+    patience_s: float = 60.0
 
 
 class Driver:
@@ -68,7 +68,7 @@ class Driver:
                 running.create_task(self._one(member, habits))
 
     async def _one(self, member: Member, habits: Habits) -> None:
-        dice = {name: self._random.random() < share for name, share in vars(habits).items()}
+        dice = {name: self._random.random() < share for name, share in vars(habits).items() if name != "patience_s"}
         self._world.cameras[member.camera_ids[0]].recording = False
         emergency_id = await self._press(member, twice=dice["sent_twice"], cancel=dice["cancelled"])
         if emergency_id is None:
@@ -79,7 +79,7 @@ class Driver:
         if dice["pressed_again"]:
             await self._press(member, twice=False, cancel=False)
         if not dice["cleared_at_once"]:
-            await self._wait_for_camera(emergency_id)
+            await self._wait_for_camera(emergency_id, habits.patience_s)
         await self._clear(emergency_id)
         self._free.put_nowait(member)
 
@@ -123,14 +123,15 @@ class Driver:
         await self._surely(lambda: check_out(self._world.admin, changed), grpc.StatusCode.FAILED_PRECONDITION)
         return changed
 
-    async def _wait_for_camera(self, emergency_id: str) -> None:
+    async def _wait_for_camera(self, emergency_id: str, patience_s: float) -> None:
         await self._journal.write("waited", emergency_id=emergency_id)
         acted = self._acted.setdefault(emergency_id, asyncio.Event())
         with contextlib.suppress(TimeoutError):  # the checker will say so
-            await asyncio.wait_for(acted.wait(), _START_WITHIN_S)
+            await asyncio.wait_for(acted.wait(), patience_s)
 
     async def _clear(self, emergency_id: str) -> None:
-        await self._surely(lambda: self._world.clear(emergency_id), grpc.StatusCode.FAILED_PRECONDITION)
+        # An emergency that is not there has been lost: the checker will say so.
+        await self._surely(lambda: self._world.clear(emergency_id), grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
         await self._journal.write("cleared", emergency_id=emergency_id)
 
     async def _quietly(self, work: Awaitable[object]) -> None:

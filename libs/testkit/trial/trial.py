@@ -27,8 +27,7 @@ from tools.world import World
 
 _AGAIN = b"delivered-again"
 _FIRST_UNIT = 20_000
-# Ten times, and more, what draining takes.
-_SETTLED_WITHIN_S = 180.0
+USUAL = Habits()
 
 
 @dataclass
@@ -120,7 +119,8 @@ async def trial(
     faults: Sequence[Fault] = (),
     pause_s: float = 1.0,
     redelivered: float = 0.1,
-    habits: Habits | None = None,
+    habits: Habits = USUAL,
+    settled_within_s: float = 180.0,  # ten times, and more, what draining takes
     prepare: Callable[[World], None] = lambda world: None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
@@ -138,7 +138,7 @@ async def trial(
             again.start()
             dice = random.Random(seed)  # noqa: S311 (a trial must be repeatable)
             over = asyncio.Event()
-            driving = asyncio.create_task(driver.run(presses, rate, habits or Habits(), over))
+            driving = asyncio.create_task(driver.run(presses, rate, habits, over))
             try:
                 for fault in faults:
                     await asyncio.sleep(pause_s)
@@ -154,7 +154,7 @@ async def trial(
                 driving.cancel()
                 await asyncio.to_thread(again.stop)
             progress("waiting until all is settled")
-            await _settled(rig, agency)
+            await _settled(rig, agency, settled_within_s)
     timeline.close()
     progress("checking")
     evidence = await collect(rig.stack.kafka, rig.stack.database, agency, folder)
@@ -202,7 +202,7 @@ async def _at_work(world: World, members: list[Member], spares: dict[str, str], 
         cameras.close()
 
 
-async def _settled(rig: Rig, agency: str) -> None:
+async def _settled(rig: Rig, agency: str, within_s: float) -> None:
     """Wait until nothing is on its way any more."""
     for name in rig.services:
         await rig.serves(name)
@@ -212,4 +212,4 @@ async def _settled(rig: Rig, agency: str) -> None:
         return not any(left.values()) and not await asyncio.to_thread(unfinished, rig.stack.database, agency)
 
     with contextlib.suppress(TimeoutError):  # the checker says what is missing
-        await until_async(quiet, "an empty outbox", _SETTLED_WITHIN_S)
+        await until_async(quiet, "an empty outbox", within_s)
