@@ -16,7 +16,7 @@ from services.emergency.model import RadioId, Subject, SubjectState
 from services.emergency.service import Holder
 
 # A press does not wait longer than this for the registry's word on who held the radio.
-PIN_WITHIN_S = 0.1
+PIN_WITHIN_S, _AGAIN_S = 0.1, 0.01
 
 
 class RegistryPeer:
@@ -39,12 +39,13 @@ class RegistryPeer:
 
     async def _resolve(self, request: pb.ResolveRadioRequest) -> pb.ResolveRadioResponse:
         """Ask; a replica that has just died refuses at once, and the next one may still answer in time."""
-        try:
-            return await self._stub.ResolveRadio(request, timeout=PIN_WITHIN_S, metadata=with_trace())
-        except grpc.aio.AioRpcError as error:
-            if error.code() != grpc.StatusCode.UNAVAILABLE:
-                raise
-            return await self._stub.ResolveRadio(request, timeout=PIN_WITHIN_S, metadata=with_trace())
+        while True:
+            try:
+                return await self._stub.ResolveRadio(request, timeout=PIN_WITHIN_S, metadata=with_trace())
+            except grpc.aio.AioRpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE:
+                    raise
+            await asyncio.sleep(_AGAIN_S)
 
     async def officer(self, officer_id: str, at: datetime) -> tuple[str, Subject]:
         """An officer's agency, and the officer as a bound subject; NotFound, or Unavailable."""

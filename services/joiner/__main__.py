@@ -15,7 +15,7 @@ from contracts.topics import ACTIVATION_DECISION, EMERGENCY_EVENT, REGISTRY_DUTY
 from grpc_health.v1 import health, health_pb2
 
 from services.joiner.agents import Lane
-from services.joiner.app import build, start_over
+from services.joiner.app import build, declare_table, start_over
 from services.joiner.settings import JoinerSettings
 from services.joiner.watchdog import Watchdog
 
@@ -46,6 +46,7 @@ def main() -> None:
     topics = (EMERGENCY_EVENT, REGISTRY_DUTY, ACTIVATION_DECISION)
     try:
         asyncio.run(wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics)))
+        asyncio.run(wait_for("the table's topic", lambda: asyncio.to_thread(declare_table, settings)))
     except Misconfigured as error:
         sys.exit(f"joiner: {error}")
     app = build(settings)

@@ -22,6 +22,9 @@ from services.joiner.tables import Freshness, Parked, duty_table, newer
 from services.joiner.watchdog import STUCK, Progress
 
 _ATTEMPTS, _PAUSE_S = 40, 0.25  # ten seconds, less than the group takes to give our partitions away
+_IN_FLIGHT = 200
+# So many records that fail one after the other, without being poison, are not to blame.
+_OUR_FAULT = 5
 _FAILURES = 3  # a handler that fails so often on one event will never manage it
 _OF_USE = timedelta(minutes=35)  # the longest age gate, and a margin: an older event starts no camera
 
@@ -35,6 +38,8 @@ class Lane:
         self._parked, self._fresh = Parked(), Freshness(trickle)
         # (emergency, epoch) answered lately: later versions are not answered again.
         self._decided: Recent[tuple[str, int], bool] = Recent()
+        self._in_flight, self._sending = asyncio.Semaphore(_IN_FLIGHT), set[asyncio.Task[None]]()
+        self._fails_in_a_row = 0
         self._topics: dict[str, faust.types.TopicT] = {}
         app.agent(self._topic(REGISTRY_DUTY.name), name="duty")(self._read_duty)
         app.agent(self._topic(EMERGENCY_EVENT.name), name="emergencies")(self._read_emergencies)
@@ -100,8 +105,14 @@ class Lane:
                     failures += 1
                     if failures < _FAILURES and not isinstance(error, PoisonError):
                         raise
+                    self._fails_in_a_row += not isinstance(error, PoisonError)
+                    if self._fails_in_a_row >= _OUR_FAULT:
+                        telemetry.log().exception("every record fails: it is us, not them")
+                        os._exit(STUCK)
                     telemetry.log().exception("dead letter", topic=received.topic, offset=received.offset)
-                    await self._send(dead_letter(f"joiner-{self._lane}", received, error))
+                    await self._deliver(dead_letter(f"joiner-{self._lane}", received, error))
+                else:
+                    self._fails_in_a_row = 0
                 return self._progress.passed(received.topic, received.partition, received.offset)
             except Exception as error:
                 telemetry.log().warning("trying again", attempt=attempt, error=f"{type(error).__name__}: {error}")
@@ -109,6 +120,29 @@ class Lane:
         os._exit(STUCK)
 
     async def _send(self, record: Record) -> None:
+        """Send without waiting for the brokers, or one join would take as long as they do; only so many at a time.
+
+        What is on its way when the process dies is answered by the other lane, or by `reconcile`.
+        """
+        await self._in_flight.acquire()
+        task = asyncio.create_task(self._deliver_surely(record))
+        self._sending.add(task)
+        task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._in_flight.release()
+
+    async def _deliver_surely(self, record: Record) -> None:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return await self._deliver(record)
+            except Exception as error:
+                telemetry.log().warning("sending again", attempt=attempt, error=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(_PAUSE_S)
+        os._exit(STUCK)
+
+    async def _deliver(self, record: Record) -> None:
         headers = {name: value.encode() for name, value in record.headers.items()}
         await (await self._topic(record.topic).send(key=record.key, value=record.value, headers=headers))
 

@@ -10,13 +10,14 @@ from faust.types import TableT
 from sightline.emergency.v1.emergency_pb2 import Emergency
 from sightline.registry.v1.duty_pb2 import DutyRecord
 
+TABLE = "duty"
 # Parked presses at the most, of all radios and of one; the oldest gives way, and `reconcile` in `streams` does not depend on us.
 _PARKED_AT_MOST, _PARKED_OF_RADIO = 10_000, 8
 
 
 def duty_table(app: faust.App) -> TableT[bytes, bytes]:
     """Radio key → DutyRecord bytes. Plain bytes types: a table with a raw `schema` recovers nothing (Faust 0.15)."""
-    table: TableT[bytes, bytes] = app.Table("duty", key_type=bytes, value_type=bytes, partitions=RADIO_PARTITIONS)
+    table: TableT[bytes, bytes] = app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=RADIO_PARTITIONS)
     return table
 
 

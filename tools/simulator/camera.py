@@ -17,7 +17,7 @@ from sightline.streams.v1 import camera_link_service_pb2 as pb
 from sightline.streams.v1.camera_link_service_pb2_grpc import CameraLinkServiceStub
 
 _REMEMBER = timedelta(minutes=30)
-_RECONNECT_S = 0.2
+_RECONNECT_S = 0.1
 _boots = itertools.count(int(time.time()))
 Name = tuple[str, int]
 
@@ -89,7 +89,7 @@ class Camera:
             while True:
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     self._dirty.set()
-                    async for response in stub.Connect(self._reports()):
+                    async for response in stub.Connect(self._reports(), wait_for_ready=True):
                         self._obey(response.orders)
                 await asyncio.sleep(_RECONNECT_S)
 
