@@ -13,10 +13,15 @@ from typing import Annotated, Any
 
 import typer
 from chassis import telemetry
-from chassis.settings import KafkaSettings, TelemetrySettings
+from chassis.settings import DatabaseSettings, KafkaSettings, RpcSettings, ServiceSettings, TelemetrySettings, load
+from psycopg.conninfo import make_conninfo
+from pydantic_settings import BaseSettings
 from rich.console import Console
-from rich.table import Table
+from rich.progress import MofNCompleteColumn, Progress
+from rich.table import Column, Table
 
+from tools.doctor import Patient
+from tools.importer import COLUMNS
 from tools.local import stack as local
 from tools.local.process import StartError
 from tools.local.stack import Stack, StackError
@@ -27,9 +32,11 @@ app = typer.Typer(
     help="Sightline: from the emergency button to live, accountable sight of the officer.",
 )
 stack_app = typer.Typer(no_args_is_help=True, help="The whole system on this machine.")
+roster_app = typer.Typer(no_args_is_help=True, help="Officers, radios and cameras from files.")
 topics_app = typer.Typer(no_args_is_help=True, help="Kafka topics, from the table in contracts/topics.py.")
 app.add_typer(stack_app, name="stack")
 app.add_typer(topics_app, name="topics")
+app.add_typer(roster_app, name="roster")
 
 out, err = Console(), Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -129,6 +136,95 @@ def topics_create(
 
     created = create_topics(KafkaSettings.model_validate({"bootstrap": bootstrap, "security": security}), replication)
     _print_json(created) if as_json else out.print("\n".join(created) or "nothing was missing")
+
+
+@app.command()
+def doctor(
+    data: Data = local.DEFAULT_DATA,
+    production: Annotated[
+        bool, typer.Option("--production", help="Look at what SIGHTLINE_KAFKA_*, SIGHTLINE_DATABASE_* and SIGHTLINE_RPC_* name instead.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check everything around the services: a line each, with the fix; exit 1 if anything has failed."""
+    from tools.doctor import Level, examine
+
+    patient = _production_patient() if production else _laptop_patient(_stack(data))
+    findings = []
+    table = Table("", "what", Column("found", overflow="fold"), Column("what to do", overflow="fold"))
+    colours = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILURE: "red"}
+    with err.status("looking") as status:
+        for finding in examine(patient):
+            status.update(f"looking: {finding.what}")
+            findings.append(finding)
+            table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", finding.what, finding.found, finding.fix)
+    _print_json([asdict(finding) for finding in findings]) if as_json else out.print(table)
+    if any(finding.level == Level.FAILURE for finding in findings):
+        raise typer.Exit(1)
+
+
+def _laptop_patient(stack: Stack) -> Patient:
+    certificates = (stack.ca.certificate, *sorted((stack.data / "certs").rglob("service/*.pem")))
+    return Patient(KafkaSettings(bootstrap=stack.kafka, security="PLAINTEXT"), stack.database, certificates, stack, laptop=True)
+
+
+def _production_patient() -> Patient:
+    class Around(BaseSettings):
+        model_config = ServiceSettings.model_config
+        kafka: KafkaSettings
+        database: DatabaseSettings
+        rpc: RpcSettings | None = None
+
+    settings = load(Around)
+    certificates = (settings.rpc.cert_file, settings.rpc.ca_file) if settings.rpc else ()
+    return Patient(settings.kafka, make_conninfo(**settings.database.conninfo()), certificates)
+
+
+@roster_app.command("import")
+def roster_import(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=f"CSV in UTF-8 with the columns {', '.join(COLUMNS)}.")],
+    agency: Annotated[str, typer.Option(help="The agency whose roster it is.")] = "demo-pd",
+    data: Data = local.DEFAULT_DATA,
+    check: Annotated[bool, typer.Option("--check", help="Read and check the file only; nothing is sent.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Register officers, radios and cameras from a CSV file. A row that is wrong is reported; the others are taken.
+
+    A radio is WACN-system-unit in hexadecimal (bee00-1a4-002328); cameras are separated by semicolons. Importing the same
+    file again is harmless.
+    """
+    from tools.importer import Imported, RosterError, import_roster, read_roster, write_report
+
+    async def send() -> Imported:
+        from tools.desk import Desk
+        from tools.roster import create_agency
+
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err, transient=True) as bar:
+            task = bar.add_task(f"roster of {agency}", total=None)
+            async with Desk(_stack(data), "platform-admin") as desk:
+                await create_agency(desk, agency)
+                return await import_roster(desk, agency, file, lambda done, total: bar.update(task, completed=done, total=total))
+
+    try:
+        if check:
+            entries, problems = read_roster(file, agency)
+            found = Imported(len(entries) + len(problems), 0, problems)
+        else:
+            found = asyncio.run(send())
+    except RosterError as error:
+        raise StackError(str(error)) from error
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        taken = found.rows - len({problem.line for problem in found.problems})
+        out.print(
+            f"{taken} of {found.rows} rows {'can be taken' if check else f'taken; {found.created} officers, radios and cameras are new'}"
+        )
+    for problem in found.problems[:20]:
+        err.print(f"line {problem.line}: {problem.text}", style="red", highlight=False, markup=False)
+    if found.problems:
+        err.print(f"{len(found.problems)} problems, all in {write_report(file, found.problems)}")
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -247,7 +247,7 @@ _VITAL = ("cleanup.policy", "message.timestamp.type")
 async def check_topics(settings: KafkaSettings, topics: Sequence[Topic]) -> None:
     """Compare the broker's topics, dead-letter topics included, with the table; Misconfigured tells the fix."""
     wanted = [t for topic in topics for t in (topic, topic.dlq())]
-    problems = list(await asyncio.to_thread(lambda: list(_topic_problems(AdminClient(client_config(settings)), wanted))))
+    problems = await asyncio.to_thread(lambda: list(topic_differences(AdminClient(client_config(settings)), wanted)))
     for fatal, text in problems:
         if not fatal:
             telemetry.log().warning("topic differs", difference=text)
@@ -255,8 +255,8 @@ async def check_topics(settings: KafkaSettings, topics: Sequence[Topic]) -> None
         raise Misconfigured("topics are not as the table in contracts/topics.py says:\n  " + "\n  ".join(fatal_ones))
 
 
-def _topic_problems(admin: AdminClient, wanted: Sequence[Topic]) -> Iterator[tuple[bool, str]]:
-    """Every difference, and whether it is fatal; blocks."""
+def topic_differences(admin: AdminClient, wanted: Sequence[Topic]) -> Iterator[tuple[bool, str]]:
+    """Every difference between the brokers' topics and the table, and whether it is fatal; blocks."""
     there = admin.list_topics(timeout=5).topics
     present = []
     for topic in wanted:

@@ -94,6 +94,17 @@ class Transaction:
         async with self._connection.cursor() as cursor:
             await cursor.executemany(query, parameters)
 
+    @asynccontextmanager
+    async def part(self) -> AsyncIterator[None]:
+        """Statements and records that are undone together if the body raises; the rest of the transaction stays."""
+        emitted = len(self.emitted)
+        try:
+            async with self._connection.transaction():
+                yield
+        except BaseException:
+            del self.emitted[emitted:]
+            raise
+
     def emit(self, record: Record) -> None:
         """Publish this record if, and only if, the transaction commits."""
         self.emitted.append(record)

@@ -124,7 +124,7 @@ def _is_laptop_ca(certificate: x509.Certificate) -> bool:
     return any(name.value == LAPTOP_ORGANISATION for name in names)
 
 
-S = TypeVar("S", bound=ServiceSettings)
+S = TypeVar("S", bound=BaseSettings)
 
 
 def load(kind: type[S]) -> S:
@@ -138,7 +138,7 @@ def load(kind: type[S]) -> S:
         raise SystemExit(2) from None
 
 
-def _explain(kind: type[ServiceSettings], path: tuple[int | str, ...], message: str) -> str:
+def _explain(kind: type[BaseSettings], path: tuple[int | str, ...], message: str) -> str:
     """One line: the variable, what is wrong, what it is for."""
     if not path:
         return message

@@ -25,6 +25,7 @@ ALLOWED: Mapping[str, Allowed] = {
     _REGISTRY + "CreateOfficer": _people("admin", "platform-admin"),
     _REGISTRY + "RegisterRadio": _people("admin", "platform-admin"),
     _REGISTRY + "RegisterCamera": _people("admin", "platform-admin"),
+    _REGISTRY + "ImportRoster": _people("admin", "platform-admin"),
     _REGISTRY + "CheckOut": _people("admin", "platform-admin", "supervisor"),
     _REGISTRY + "CheckIn": _people("admin", "platform-admin", "supervisor"),
     _REGISTRY + "ListOfficers": _people("admin", "supervisor", "analyst"),

@@ -12,7 +12,7 @@ from sightline.registry.v1 import registry_service_pb2 as pb
 from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceServicer
 
 from services.registry.events import to_duty, to_interval
-from services.registry.model import Agency, Camera, Officer, Radio, RadioId
+from services.registry.model import Agency, Camera, Officer, Radio, RadioId, RosterEntry
 from services.registry.service import RegistryService
 
 _DEFAULT_PAGE = 50
@@ -47,6 +47,12 @@ class RegistryApi(RegistryServiceServicer):
         camera = request.camera
         await self._service.register_camera(caller(), Camera(camera.camera_id, camera.agency_id, camera.model))
         return pb.RegisterCameraResponse(camera=camera)
+
+    async def ImportRoster(self, request: pb.ImportRosterRequest, context: Any) -> pb.ImportRosterResponse:
+        """Register a part of a roster."""
+        problems, created = await self._service.import_roster(caller(), request.agency_id, list(map(_entry, request.entries)))
+        found = [pb.RosterProblem(index=place, problem=problem) for place, problem in problems.items()]
+        return pb.ImportRosterResponse(problems=found, created=created)
 
     async def CheckOut(self, request: pb.CheckOutRequest, context: Any) -> pb.CheckOutResponse:
         """Start a shift."""
@@ -95,6 +101,15 @@ class RegistryApi(RegistryServiceServicer):
         officer, cameras, unit = await self._service.resolve_officer(request.officer_id, _time(request.at))
         message = pb.Officer(officer_id=officer.officer_id, agency_id=officer.agency_id, display_name=officer.display_name)
         return pb.ResolveOfficerResponse(officer=message, camera_ids=cameras, unit_id=unit)
+
+
+def _entry(message: pb.RosterEntry) -> RosterEntry:
+    officer, radio = message.officer, message.radio
+    return RosterEntry(
+        Officer(officer.officer_id, officer.agency_id, officer.display_name) if message.HasField("officer") else None,
+        Radio(_radio_id(radio.identity), radio.agency_id, radio.alias) if message.HasField("radio") else None,
+        tuple(Camera(camera.camera_id, camera.agency_id, camera.model) for camera in message.cameras),
+    )
 
 
 def _time(stamp: Timestamp) -> datetime:

@@ -57,6 +57,19 @@ class Camera:
 
 
 @dataclass(frozen=True)
+class RosterEntry:
+    """An officer with what belongs to him or her."""
+
+    officer: Officer | None
+    radio: Radio | None
+    cameras: tuple[Camera, ...]
+
+    def agencies(self) -> set[str]:
+        """Whose things these are; more than one is a mistake."""
+        return {thing.agency_id for thing in (self.officer, self.radio, *self.cameras) if thing}
+
+
+@dataclass(frozen=True)
 class Span:
     """A half-open interval [start, end); `end` None while open."""
 

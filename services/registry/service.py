@@ -7,11 +7,11 @@ from typing import Protocol
 from chassis.audit import Audit, Entry
 from chassis.clock import Clock
 from chassis.db import Database, Transaction
-from chassis.errors import Forbidden, InvalidRequest, NotFound, WrongState
+from chassis.errors import AlreadyExists, Forbidden, InvalidRequest, NotFound, WrongState
 from chassis.identity import Caller
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
-from services.registry.model import LOOK_BACK, Agency, Camera, Duty, Officer, OnDuty, Radio, RadioId, Span, shift
+from services.registry.model import LOOK_BACK, Agency, Camera, Duty, Officer, OnDuty, Radio, RadioId, RosterEntry, Span, shift
 
 _TRICKLE_BATCH = 200
 
@@ -79,6 +79,39 @@ class RegistryService:
             await self._require_agency(tx, caller, camera.agency_id)
             if await self._store.add_camera(tx, camera):
                 await self._note(tx, caller, "camera.registered", f"cameras/{camera.camera_id}", camera.agency_id)
+
+    async def import_roster(self, caller: Caller, agency_id: str, entries: Sequence[RosterEntry]) -> tuple[dict[int, str], int]:
+        """Register what is not there yet; what is wrong with an entry, by its place, and how many things are new."""
+        problems: dict[int, str] = {}
+        created = 0
+        async with self._database.transaction() as tx:
+            await self._require_agency(tx, caller, agency_id)
+            for place, entry in enumerate(entries):
+                if entry.agencies() - {agency_id}:
+                    problems[place] = f"not of agency {agency_id}"
+                    continue
+                try:
+                    async with tx.part():
+                        created += await self._import(tx, caller, entry)
+                except AlreadyExists as error:
+                    problems[place] = error.message
+        return problems, created
+
+    async def _import(self, tx: Transaction, caller: Caller, entry: RosterEntry) -> int:
+        """One entry, whole or not at all; returns how many things are new."""
+        created = 0
+        if entry.officer and await self._store.add_officer(tx, entry.officer):
+            created += 1
+            await self._note(tx, caller, "officer.created", f"officers/{entry.officer.officer_id}", entry.officer.agency_id)
+        if entry.radio and (key := await self._store.add_radio(tx, entry.radio)) is not None:
+            created += 1
+            await self._announce(tx, [key])
+            await self._note(tx, caller, "radio.registered", f"radios/{entry.radio.identity}", entry.radio.agency_id)
+        for camera in entry.cameras:
+            if await self._store.add_camera(tx, camera):
+                created += 1
+                await self._note(tx, caller, "camera.registered", f"cameras/{camera.camera_id}", camera.agency_id)
+        return created
 
     async def check_out(
         self,

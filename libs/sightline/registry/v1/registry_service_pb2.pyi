@@ -140,6 +140,124 @@ class Camera(_message.Message):
 Global___Camera: _TypeAlias = Camera  # noqa: Y015
 
 @_typing.final
+class RosterEntry(_message.Message):
+    """RosterEntry is an officer with what belongs to him or her; radios and cameras may also come alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFICER_FIELD_NUMBER: _builtins.int
+    RADIO_FIELD_NUMBER: _builtins.int
+    CAMERAS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def officer(self) -> Global___Officer:
+        """The officer; unset: the entry has none."""
+
+    @_builtins.property
+    def radio(self) -> Global___Radio:
+        """The officer's radio; unset if there is none."""
+
+    @_builtins.property
+    def cameras(self) -> _containers.RepeatedCompositeFieldContainer[Global___Camera]:
+        """The officer's cameras."""
+
+    def __init__(
+        self,
+        *,
+        officer: Global___Officer | None = ...,
+        radio: Global___Radio | None = ...,
+        cameras: _abc.Iterable[Global___Camera] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["officer", b"officer", "radio", b"radio"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cameras", b"cameras", "officer", b"officer", "radio", b"radio"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RosterEntry: _TypeAlias = RosterEntry  # noqa: Y015
+
+@_typing.final
+class ImportRosterRequest(_message.Message):
+    """ImportRosterRequest carries a part of a roster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENCY_ID_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    agency_id: _builtins.str
+    """The agency whose roster this is; every entry must be of it."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___RosterEntry]:
+        """The entries."""
+
+    def __init__(
+        self,
+        *,
+        agency_id: _builtins.str = ...,
+        entries: _abc.Iterable[Global___RosterEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "entries", b"entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportRosterRequest: _TypeAlias = ImportRosterRequest  # noqa: Y015
+
+@_typing.final
+class RosterProblem(_message.Message):
+    """RosterProblem says why an entry was not taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Place of the entry in the request, from 0."""
+    problem: _builtins.str
+    """What is wrong, for people."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RosterProblem: _TypeAlias = RosterProblem  # noqa: Y015
+
+@_typing.final
+class ImportRosterResponse(_message.Message):
+    """ImportRosterResponse tells what came of the entries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    created: _builtins.int
+    """Officers, radios and cameras that were not there before."""
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___RosterProblem]:
+        """Entries that were not taken."""
+
+    def __init__(
+        self,
+        *,
+        problems: _abc.Iterable[Global___RosterProblem] | None = ...,
+        created: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "problems", b"problems"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportRosterResponse: _TypeAlias = ImportRosterResponse  # noqa: Y015
+
+@_typing.final
 class CreateAgencyRequest(_message.Message):
     """CreateAgencyRequest carries the agency to register."""
 

@@ -55,6 +55,11 @@ class RegistryServiceStub:
                 request_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterCameraRequest.SerializeToString,
                 response_deserializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterCameraResponse.FromString,
                 _registered_method=True)
+        self.ImportRoster = channel.unary_unary(
+                '/sightline.registry.v1.RegistryService/ImportRoster',
+                request_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.ImportRosterRequest.SerializeToString,
+                response_deserializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.ImportRosterResponse.FromString,
+                _registered_method=True)
         self.CheckOut = channel.unary_unary(
                 '/sightline.registry.v1.RegistryService/CheckOut',
                 request_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.CheckOutRequest.SerializeToString,
@@ -109,6 +114,14 @@ class RegistryServiceServicer:
 
     def RegisterCamera(self, request, context):
         """RegisterCamera registers a body-worn camera. Repeating it with the same content is harmless.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportRoster(self, request, context):
+        """ImportRoster registers many officers with their radios and cameras, as the calls above would one by one. An entry that
+        cannot be taken is reported and changes nothing; the others are taken. Repeating an import is harmless.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,6 +185,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.RegisterCamera,
                     request_deserializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterCameraRequest.FromString,
                     response_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterCameraResponse.SerializeToString,
+            ),
+            'ImportRoster': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportRoster,
+                    request_deserializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.ImportRosterRequest.FromString,
+                    response_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.ImportRosterResponse.SerializeToString,
             ),
             'CheckOut': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckOut,
@@ -308,6 +326,33 @@ class RegistryService:
             '/sightline.registry.v1.RegistryService/RegisterCamera',
             sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterCameraRequest.SerializeToString,
             sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterCameraResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportRoster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.registry.v1.RegistryService/ImportRoster',
+            sightline_dot_registry_dot_v1_dot_registry__service__pb2.ImportRosterRequest.SerializeToString,
+            sightline_dot_registry_dot_v1_dot_registry__service__pb2.ImportRosterResponse.FromString,
             options,
             channel_credentials,
             insecure,

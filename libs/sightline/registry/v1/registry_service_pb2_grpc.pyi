@@ -41,6 +41,10 @@ class RegistryServiceStub:
     """RegisterRadio registers a radio. Repeating it with the same content is harmless."""
     RegisterCamera: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterCameraRequest, _registry_service_pb2.RegisterCameraResponse]
     """RegisterCamera registers a body-worn camera. Repeating it with the same content is harmless."""
+    ImportRoster: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ImportRosterRequest, _registry_service_pb2.ImportRosterResponse]
+    """ImportRoster registers many officers with their radios and cameras, as the calls above would one by one. An entry that
+    cannot be taken is reported and changes nothing; the others are taken. Repeating an import is harmless.
+    """
     CheckOut: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CheckOutRequest, _registry_service_pb2.CheckOutResponse]
     """CheckOut starts a shift: the officer takes radios and cameras and joins a unit, all at one instant.
     DEVICE_HELD if somebody else holds one of them during part of that time; then nothing changes.
@@ -67,6 +71,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """RegisterRadio registers a radio. Repeating it with the same content is harmless."""
     RegisterCamera: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterCameraRequest, _registry_service_pb2.RegisterCameraResponse]  # type: ignore[assignment]
     """RegisterCamera registers a body-worn camera. Repeating it with the same content is harmless."""
+    ImportRoster: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ImportRosterRequest, _registry_service_pb2.ImportRosterResponse]  # type: ignore[assignment]
+    """ImportRoster registers many officers with their radios and cameras, as the calls above would one by one. An entry that
+    cannot be taken is reported and changes nothing; the others are taken. Repeating an import is harmless.
+    """
     CheckOut: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CheckOutRequest, _registry_service_pb2.CheckOutResponse]  # type: ignore[assignment]
     """CheckOut starts a shift: the officer takes radios and cameras and joins a unit, all at one instant.
     DEVICE_HELD if somebody else holds one of them during part of that time; then nothing changes.
@@ -114,6 +122,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.RegisterCameraResponse, _abc.Awaitable[_registry_service_pb2.RegisterCameraResponse]]:
         """RegisterCamera registers a body-worn camera. Repeating it with the same content is harmless."""
+
+    @_abc_1.abstractmethod
+    def ImportRoster(
+        self,
+        request: _registry_service_pb2.ImportRosterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ImportRosterResponse, _abc.Awaitable[_registry_service_pb2.ImportRosterResponse]]:
+        """ImportRoster registers many officers with their radios and cameras, as the calls above would one by one. An entry that
+        cannot be taken is reported and changes nothing; the others are taken. Repeating an import is harmless.
+        """
 
     @_abc_1.abstractmethod
     def CheckOut(

@@ -1,0 +1,135 @@
+"""`sightline roster import`: officers with radios and cameras from a CSV file, with a report of every row that is wrong."""
+
+import asyncio
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import protovalidate
+from sightline.common.v1.radio_pb2 import RadioIdentity
+from sightline.registry.v1 import registry_service_pb2 as pb
+
+from tools.desk import Desk
+
+COLUMNS = ("officer_id", "display_name", "radio", "radio_alias", "cameras", "camera_model")
+_BATCH, _AT_ONCE = 100, 4
+# A roster is at most this many officers; a longer file is not a roster.
+_ROWS_AT_MOST = 200_000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a row; `line` counts from 1, the heading."""
+
+    line: int
+    text: str
+
+
+@dataclass
+class Imported:
+    """What came of a file."""
+
+    rows: int = 0
+    created: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+
+class RosterError(Exception):
+    """The file cannot be read as a roster at all."""
+
+
+def read_roster(path: Path, agency_id: str) -> tuple[list[tuple[int, pb.RosterEntry]], list[Problem]]:
+    """The usable rows with their line numbers, and what is wrong with the others; RosterError if it is no roster."""
+    entries: list[tuple[int, pb.RosterEntry]] = []
+    problems: list[Problem] = []
+    seen: dict[str, int] = {}
+    for line, row in _rows(path):
+        try:
+            entry = _entry(row, agency_id)
+        except ValueError as error:
+            problems.append(Problem(line, str(error)))
+            continue
+        wrong = [f"{_column(v.proto)}: {v.proto.message or v.proto.rule_id}" for v in protovalidate.collect_violations(entry)]
+        names = [entry.officer.officer_id, row["radio"].lower(), *(camera.camera_id for camera in entry.cameras)]
+        wrong += [f"{name} is in line {seen[name]} too" for name in names if name and name in seen]
+        seen.update({name: line for name in names if name})
+        if wrong:
+            problems.append(Problem(line, "; ".join(wrong)))
+        else:
+            entries.append((line, entry))
+    return entries, problems
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise RosterError(f"{path}: the first line must name the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}")
+            for count, row in enumerate(reader):
+                if count >= _ROWS_AT_MOST:
+                    raise RosterError(f"{path} has more than {_ROWS_AT_MOST} rows")
+                yield reader.line_num, {name: (row[name] or "").strip() for name in COLUMNS}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RosterError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+
+
+def _entry(row: dict[str, str], agency_id: str) -> pb.RosterEntry:
+    """One row; ValueError says what cannot be understood."""
+    officer = pb.Officer(officer_id=row["officer_id"], agency_id=agency_id, display_name=row["display_name"] or row["officer_id"])
+    entry = pb.RosterEntry(officer=officer)
+    if row["radio"]:
+        entry.radio.CopyFrom(pb.Radio(identity=_radio(row["radio"]), agency_id=agency_id, alias=row["radio_alias"]))
+    for camera_id in filter(None, (name.strip() for name in row["cameras"].split(";"))):
+        entry.cameras.add(camera_id=camera_id, agency_id=agency_id, model=row["camera_model"])
+    return entry
+
+
+def _radio(text: str) -> RadioIdentity:
+    try:
+        wacn, system, unit = (int(part, 16) for part in text.split("-"))
+        return RadioIdentity(wacn=wacn, system_id=system, unit_id=unit)
+    except ValueError as error:
+        raise ValueError(f"radio: {text!r} is not WACN-system-unit in hexadecimal, like bee00-1a4-002328") from error
+
+
+def _column(violation: object) -> str:
+    path = ".".join(element.field_name for element in violation.field.elements)  # type: ignore[attr-defined]
+    known = {"officer.officer_id": "officer_id", "officer.display_name": "display_name", "radio.alias": "radio_alias"}
+    return known.get(path, "cameras" if path.startswith("cameras") else "radio" if path.startswith("radio") else path)
+
+
+async def import_roster(desk: Desk, agency_id: str, path: Path, progress: Callable[[int, int], None]) -> Imported:
+    """Send the usable rows in batches, a few at a time; `progress` gets (done, all)."""
+    entries, problems = await asyncio.to_thread(read_roster, path, agency_id)
+    result = Imported(len(entries) + len(problems), 0, problems)
+    gate, done = asyncio.Semaphore(_AT_ONCE), len(problems)
+    progress(done, result.rows)
+
+    async def send(batch: list[tuple[int, pb.RosterEntry]]) -> None:
+        nonlocal done
+        async with gate:
+            request = pb.ImportRosterRequest(agency_id=agency_id, entries=[entry for _, entry in batch])
+            answer = await desk.call(desk.registry.ImportRoster, request, timeout=60)
+        result.created += answer.created
+        result.problems.extend(Problem(batch[each.index][0], each.problem) for each in answer.problems)
+        done += len(batch)
+        progress(done, result.rows)
+
+    async with asyncio.TaskGroup() as sending:
+        for start in range(0, len(entries), _BATCH):
+            sending.create_task(send(entries[start : start + _BATCH]))
+    result.problems.sort(key=lambda problem: problem.line)
+    return result
+
+
+def write_report(path: Path, problems: list[Problem]) -> Path:
+    """All problems as CSV beside the file; returns its path."""
+    report = path.with_suffix(".errors.csv")
+    with report.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["line", "problem"])
+        writer.writerows((problem.line, problem.text) for problem in problems)
+    return report
