@@ -13,7 +13,7 @@ COMPILE := $(BIN)/uv pip compile -q --generate-hashes --python-version 3.11 \
 DEMO_TEST_SECONDS ?= 30
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with everything that is needed (the other targets do it for you)
 
@@ -31,7 +31,16 @@ demo: $(READY) ## bring everything up, press buttons, show what comes of it (DEM
 
 test: lint ## set up and run everything: linters, all tests on real servers, a short demo
 	@$(BIN)/pytest
+	@$(MAKE) --no-print-directory fault-share
 	@DEMO_SECONDS=$(DEMO_TEST_SECONDS) DEMO_STARTED=$(STARTED) $(BIN)/sightline --plain demo
+
+fault-share: $(READY) ## CI's share of the fault tests, some minutes: a stack whose parts are killed, frozen and cut off
+	@$(BIN)/pytest -m 'not slow' -p no:cacheprovider --timeout 600 -rP tests/faults | grep -v '^$$'; exit $${PIPESTATUS[0]}
+
+fault-nightly: $(READY) ## 20,000 presses with 200 faults, three brokers, every point of death: about two hours
+	@$(BIN)/pytest -m slow --timeout 1200 tests/faults
+	@$(BIN)/python -m testkit.trial --brokers 3 --presses 4000 --faults 40 --rate 6
+	@$(BIN)/python -m testkit.trial --presses 20000 --faults 200 --rate 8
 
 lint: $(READY) ## formats, types, import rules, schemas, and that generated code is current
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
@@ -69,4 +78,4 @@ clean: ## stop the local stack and remove its data, the environment and caches
 	@[ ! -x $(BIN)/sightline ] || $(BIN)/sightline stack down --purge
 	@rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo test lint format proto generate chart bench lock clean
+.PHONY: help setup demo test fault-share fault-nightly lint format proto generate chart bench lock clean

@@ -65,10 +65,8 @@ def _containers(folder: Path, stack: ExitStack) -> Backing:
 def _packages(folder: Path, stack: ExitStack) -> Backing:
     kafka, postgres = Kafka(folder / "kafka"), Postgres(folder / "postgres")
     stack.callback(postgres.purge)
-    for part in (postgres, kafka):
-        process = part.start()
-        number = Postgres.stop_signal if part is postgres else 15
-        stack.callback(stop, [process], number)
+    stack.callback(stop, [postgres.start()], Postgres.stop_signal)
+    stack.callback(stop, [kafka.start(folder / "logs")])
     wait_for("PostgreSQL", postgres.ready)
     wait_for("Kafka", kafka.ready)
     return Backing(kafka.bootstrap, postgres.admin_url, "packages")

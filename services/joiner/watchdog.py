@@ -29,13 +29,19 @@ class Progress:
 
     def stalled_s(self, ends: Mapping[Place, int], now: float) -> float:
         """Longest time in seconds that a partition has lain still with unread records; `ends` are the log's ends."""
+        self.begin(ends)
         for place, end in ends.items():
-            read = self._read.setdefault(place, end)  # what lies before our first look is not ours to judge
+            read = self._read[place]
             if read >= end:
                 self._waiting.pop(place, None)
             elif place not in self._waiting or self._waiting[place][0] != read:
                 self._waiting[place] = read, now
         return max((now - since for _, since in self._waiting.values()), default=0.0)
+
+    def begin(self, ends: Mapping[Place, int]) -> None:
+        """What lies before our first look is not ours to judge."""
+        for place, end in ends.items():
+            self._read.setdefault(place, end)
 
     def forgive(self) -> None:
         """Start counting anew: the brokers were away, nobody could have read."""
@@ -69,6 +75,7 @@ class Watchdog:
                 if (stalled := self.progress.stalled_s(ends, time.monotonic())) > self._stall_s:
                     self._end(f"no progress for {stalled:.0f} s although there is more to read")
             else:
+                self.progress.begin(ends)
                 recovering += since
                 if recovering > self._recovery_s:
                     self._start_over()

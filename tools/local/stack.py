@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Stack:
     traces: str = ""
     otlp: str = ""
     traced: bool = True
+    brokers: int = 1
     backing: str = ""
     targets: dict[str, str] = field(default_factory=dict)
     listens: dict[str, str] = field(default_factory=dict)
@@ -101,25 +103,26 @@ def up(
     services: bool = True,
     proxied: bool = False,
     traced: bool = True,
+    brokers: int = 1,
 ) -> Stack:
     """Bring the stack up and return it; one that runs already is returned as it is.
 
     `extra` are more settings by service, for tests that need shorter periods. Without `services` all but the
     services is started, and their settings are written, for containers to run them. With `proxied` Kafka and PostgreSQL
     are processes of this stack whatever else there is, and the broker has a listener for tests to put a proxy before.
-    Without `traced` no spans are recorded, which saves a third of the work.
+    Without `traced` no spans are recorded, which saves a third of the work. With three `brokers` all is replicated.
     """
     if (there := Stack.load(data)) and there.running:
         return there
     if there:
         down(data, progress)
     data.mkdir(parents=True, exist_ok=True)
-    stack = Stack(data, traced=traced)
+    stack = Stack(data, traced=traced, brokers=brokers)
     try:
         _start_backing(stack, progress, proxied=proxied)
         _start_desks(stack)
         progress("creating topics and tables")
-        create_topics(KafkaSettings(bootstrap=stack.kafka, security="PLAINTEXT"), 1)
+        create_topics(KafkaSettings(bootstrap=stack.kafka, security="PLAINTEXT"), brokers)
         for name in WITH_TABLES:
             _migrate(stack, name)
         _start_services(stack, replicas, lanes, extra or {}, start_them=services)
@@ -168,18 +171,21 @@ def _start_backing(stack: Stack, progress: Progress, *, proxied: bool) -> None:
             return
         progress("the container engine could not start them; taking packages instead")
     progress("starting Kafka and PostgreSQL from packages (the first time fetches Kafka)")
-    kafka, postgres = Kafka(stack.data / "kafka", proxied=proxied), Postgres(stack.data / "postgres")
-    stack.kafka_proxied = kafka.proxied_port, kafka.proxy_port
-    if kafka.is_new or postgres.is_new:
+    folder, postgres = stack.data / "kafka", Postgres(stack.data / "postgres")
+    brokers = [Kafka(folder, proxied=proxied)] if stack.brokers == 1 else Kafka.several(folder, stack.brokers)
+    stack.kafka_proxied = brokers[0].proxied_port, brokers[0].proxy_port
+    if postgres.is_new or any(kafka.is_new for kafka in brokers):
         # Neither may outlive the other (a cleared /tmp, say): topics would tell of what the database does not know.
-        kafka.purge()
+        shutil.rmtree(folder, ignore_errors=True)
         postgres.purge()
-    with ThreadPoolExecutor(2) as pool:
-        for starting in [pool.submit(lambda part=part: _started(stack, part.start())) for part in (postgres, kafka)]:  # type: ignore[misc]
+    starts: list[Callable[[], Process]] = [postgres.start, *(partial(kafka.start, stack.data / "logs") for kafka in brokers)]
+    with ThreadPoolExecutor(len(starts)) as pool:
+        for starting in [pool.submit(lambda part=part: _started(stack, part())) for part in starts]:  # type: ignore[misc]
             starting.result()
-    stack.kafka, stack.database, stack.backing = kafka.bootstrap, postgres.admin_url, "packages"
-    for name, ready in (("postgres", postgres.ready), ("kafka", kafka.ready)):
-        wait_for(name, ready, watched=stack.processes)
+    stack.kafka, stack.database, stack.backing = ",".join(kafka.bootstrap for kafka in brokers), postgres.admin_url, "packages"
+    wait_for("postgres", postgres.ready, watched=stack.processes)
+    for kafka in brokers:
+        wait_for(kafka.name, kafka.ready, watched=stack.processes)
 
 
 def _start_desks(stack: Stack) -> None:

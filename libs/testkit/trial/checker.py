@@ -233,12 +233,15 @@ def _causality(evidence: Evidence) -> Broken:
     """I8: no producer tells of an effect before its cause."""
     order = ("emergency.raised", "emergency.cleared"), ("activation.decided", "activation.outcome")
     first: dict[tuple[str, str], int] = {}
+    ours = _by_id(evidence.rows["emergency"])
     for record in evidence.audit:
+        if record.emergency_id not in ours:
+            continue
         name = (record.emergency_id, record.action)
         first[name] = min(first.get(name, record.producer_seq), record.producer_seq)
     for (emergency_id, action), number in first.items():
         for cause, effect in order:
-            if action == effect and first.get((emergency_id, cause), number) >= number:
+            if action == effect and first.get((emergency_id, cause), 0) > number:  # one that is missing is I6's
                 yield "I8", f"{effect} of {emergency_id} was recorded before {cause}"
 
 

@@ -31,7 +31,7 @@ class Evidence:
     events: list[Emergency]
     decisions: list[ActivationDecision]
     results: list[ActivationResult]
-    audit: list[AuditRecord]  # of all agencies: its numbers are the producers'
+    audit: list[AuditRecord]  # of all agencies: the numbers are the producers'
     dead_letters: list[tuple[str, bytes]] = field(default_factory=list)
     unread: int = 0  # records of these topics that are no messages at all
 

@@ -49,6 +49,10 @@ class Rig:
         """A process by name, as it runs now."""
         return process_named(self.stack, name)
 
+    def holds_down(self, name: str) -> bool:
+        """Whether a process is kept from coming back."""
+        return name in self._held
+
     async def _keep(self) -> None:
         while True:
             reap()

@@ -205,7 +205,8 @@ async def _at_work(world: World, members: list[Member], spares: dict[str, str], 
 async def _settled(rig: Rig, agency: str, within_s: float) -> None:
     """Wait until nothing is on its way any more."""
     for name in rig.services:
-        await rig.serves(name)
+        if not rig.holds_down(name):
+            await rig.serves(name)
 
     async def quiet() -> bool:
         left = await asyncio.to_thread(waiting, rig.stack.database)

@@ -1,0 +1,62 @@
+"""When a lane counts as stuck, and what waits in its memory."""
+
+from sightline.emergency.v1.emergency_pb2 import Emergency
+
+from services.joiner.tables import _PARKED_AT_MOST, _PARKED_OF_RADIO, Parked
+from services.joiner.watchdog import Progress
+
+PLACE = ("events", 3)
+
+
+def test_a_lane_that_reads_is_not_stuck() -> None:
+    progress = Progress()
+    progress.begin({PLACE: 10})
+    for second in range(100):
+        progress.passed("events", 3, 10 + second)
+        assert progress.stalled_s({PLACE: 12 + second}, float(second)) == 0
+
+
+def test_a_partition_with_news_that_nobody_reads_is_counted() -> None:
+    progress = Progress()
+    progress.begin({PLACE: 10, ("events", 4): 5})
+    assert progress.stalled_s({PLACE: 11, ("events", 4): 5}, 100.0) == 0
+    assert progress.stalled_s({PLACE: 15, ("events", 4): 5}, 107.0) == 7
+    progress.passed("events", 3, 10)
+    assert progress.stalled_s({PLACE: 15, ("events", 4): 5}, 108.0) == 0
+
+
+def test_what_lay_there_before_the_first_look_is_not_judged() -> None:
+    progress = Progress()
+    assert progress.stalled_s({PLACE: 1000}, 0.0) == progress.stalled_s({PLACE: 1000}, 60.0) == 0
+
+
+def test_time_without_brokers_does_not_count() -> None:
+    progress = Progress()
+    progress.begin({PLACE: 10})
+    progress.stalled_s({PLACE: 11}, 0.0)
+    progress.forgive()
+    assert progress.stalled_s({PLACE: 11}, 50.0) == 0
+
+
+def parked(parked: Parked, radio: bytes, emergency_id: str, version: int = 1) -> None:
+    parked.put(radio, Emergency(emergency_id=emergency_id, version=version), None)
+
+
+def test_the_newest_event_of_an_emergency_waits_and_goes_when_it_is_decided() -> None:
+    waiting = Parked()
+    parked(waiting, b"r", "e", 2)
+    parked(waiting, b"r", "e", 1)
+    assert [(e.emergency_id, e.version) for e, _ in waiting.of(b"r")] == [("e", 2)]
+    waiting.remove(b"r", Emergency(emergency_id="e"))
+    assert waiting.of(b"r") == []
+
+
+def test_what_waits_is_bounded_for_a_radio_and_in_all() -> None:
+    waiting = Parked()
+    for n in range(_PARKED_OF_RADIO + 3):
+        parked(waiting, b"r", f"e{n}")
+    assert [e.emergency_id for e, _ in waiting.of(b"r")] == [f"e{n}" for n in range(3, _PARKED_OF_RADIO + 3)]
+    for n in range(_PARKED_AT_MOST):
+        parked(waiting, f"r{n}".encode(), "e")
+    assert len(waiting.of(b"r")) == 0
+    assert waiting.of(f"r{_PARKED_AT_MOST - 1}".encode())
