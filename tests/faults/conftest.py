@@ -6,11 +6,25 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from chassis import telemetry
+from chassis.settings import TelemetrySettings
 from testkit.trial.rig import Rig
+from testkit.trial.trial import LINES
 
 from tools.local import stack as local
 from tools.local.stack import Stack
 from tools.world import World
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LINES] = []
+    telemetry.setup("faults", "test", TelemetrySettings(log_level="error"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The numbers that the claim rests on."""
+    for line in config.stash[LINES]:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session", name="broken_stack")

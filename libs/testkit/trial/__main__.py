@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from chassis import telemetry
+from chassis.settings import TelemetrySettings
 from rich.console import Console
 
 from testkit.trial.cluster import CLUSTER_FAULTS
@@ -33,6 +35,7 @@ def main(
     folder: Annotated[Path | None, typer.Option(help="Where journals, logs and the report go.")] = None,
 ) -> None:
     """Press buttons while things break, then compare what everybody wrote down."""
+    telemetry.setup("trial", "0", TelemetrySettings(log_level="error"))
     seed = seed or int(time.time()) % 1_000_000
     folder = folder or Path(tempfile.mkdtemp(prefix="sightline-trial-"))
     known = [fault for fault in (FAULTS if brokers == 1 else CLUSTER_FAULTS) if only.lower() in f"{fault.number} {fault.name}".lower()]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from chassis.bus import client_config
 from chassis.settings import KafkaSettings
 from confluent_kafka import Consumer, Producer
@@ -25,6 +26,8 @@ from testkit.trial.rig import Rig, until_async
 from tools.roster import Member, check_out, member
 from tools.world import World
 
+# What the tests of a session have to say at its end.
+LINES = pytest.StashKey[list[str]]()
 _AGAIN = b"delivered-again"
 _FIRST_UNIT = 20_000
 USUAL = Habits()
