@@ -27,7 +27,7 @@ from tools.local import stack as local
 # A process that starts takes a core for some seconds: the kills are watched at a rate that leaves it one.
 KILL_RATE = 5.0
 RESULTS = Path(__file__).parent / "results"
-out = Console()
+out = Console(width=130)
 err = Console(stderr=True)
 
 
@@ -67,8 +67,6 @@ async def run(result: Result, data: Path, seconds: float, officers: int, gap_sec
             await path.press(3, result.slow_rate)  # connections are made, caches are warm
             say(f"the real path, {result.slow_rate:g} presses a second")
             result.path_slow = path.lines(await path.press(seconds, result.slow_rate))
-            say(f"the real path, {result.rate:g} presses a second")
-            result.path = path.lines(await path.press(seconds, result.rate))
             say(f"undisturbed, {KILL_RATE:g} presses a second")
             result.undisturbed = path.lines(await path.press(2 * gap_seconds, KILL_RATE))
             say("the same while lanes are killed in turn")
@@ -76,17 +74,21 @@ async def run(result: Result, data: Path, seconds: float, officers: int, gap_sec
             await _gaps(result, rig, path, say)
             say("without lanes")
             async with rig.down("joiner-a", "joiner-b"):
-                result.without_lanes = path.lines(await path.press(6, 5))
+                result.without_lanes = path.lines(await path.press(6, KILL_RATE))
             say("without Kafka")
             async with rig.frozen(KAFKA):
-                result.without_kafka = path.lines(await path.press(6, 5))
-        say("the rate of joins")
-        async with rig.down("joiner-b", *(name for name in rig.services if name.startswith(("streams", "emergency", "registry")))):
-            result.joins = await joining.measure(stack, "joiner-a", join_count)
+                result.without_kafka = path.lines(await path.press(6, KILL_RATE))
         if officers:
             async with PressPath(stack, officers, say):
                 say(f"idle, {officers} officers")
                 result.idle, result.idle_officers = await quiet.measure(stack, 20), officers
+        # What leaves a backlog behind comes last.
+        async with PressPath(stack, min(150, int(result.rate * 4)), say) as path:
+            say(f"the real path, {result.rate:g} presses a second")
+            result.path = path.lines(await path.press(seconds, result.rate))
+        say("the rate of joins")
+        async with rig.down("joiner-b", *(name for name in rig.services if name.startswith(("streams", "emergency", "registry")))):
+            result.joins = await joining.measure(stack, "joiner-a", join_count)
 
 
 async def _kill_lanes(rig: Rig, every_s: float) -> None:
@@ -159,7 +161,8 @@ def keep(result: Result) -> Path:
     for name, lines in (
         (f"floor, {result.slow_rate:g}/s", result.floor_slow), (f"Sightline, {result.slow_rate:g}/s", result.path_slow),
         (f"floor, {result.rate:g}/s", result.floor), (f"Sightline, {result.rate:g}/s", result.path),
-        (f"undisturbed, {KILL_RATE:g}/s", result.undisturbed), ("lanes killed in turn", result.lanes_killed), ("no lanes", result.without_lanes), ("no Kafka", result.without_kafka),
+        (f"undisturbed, {KILL_RATE:g}/s", result.undisturbed), ("lanes killed in turn", result.lanes_killed),
+        ("no lanes", result.without_lanes), ("no Kafka", result.without_kafka),
     ):  # fmt: skip
         chart.add(name, [lines[-1].p50, lines[-1].p99, lines[-1].max])
     chart.render_to_file(str(RESULTS / "latency.svg"))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # exists for the type checker only
 _ATTEMPT_S, PAUSE_S = 1.5, 0.1
 # These are answers; anything else is worth repeating.
 REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
-_boot = int(time.time())
+_boots = itertools.count(int(time.time()))
 _NAMESPACE = uuid.UUID("5f0c1a52-8a51-4f0e-9d0c-5a1d6a3b2c10")
 
 
@@ -35,6 +35,7 @@ class Gateway:
     rpc: RpcSettings
     target: str
     clock_skew: timedelta = timedelta(0)
+    boot: int = field(default_factory=lambda: next(_boots))
     _counters: dict[int, "itertools.count[int]"] = field(default_factory=dict)
     _channel: grpc.aio.Channel | None = None
 
@@ -60,9 +61,9 @@ class Gateway:
         """The request of a new press, or of the given one; `late` is how long the alarm lay at the gateway."""
         count = next(self._counters.setdefault(radio.unit_id, itertools.count(1))) if counter is None else counter
         # Derived from what was received, so that a gateway that restarts in between repeats the same request.
-        request_id = uuid.uuid5(_NAMESPACE, f"{radio.wacn}/{radio.system_id}/{radio.unit_id}/{_boot}/{count}")
+        request_id = uuid.uuid5(_NAMESPACE, f"{radio.wacn}/{radio.system_id}/{radio.unit_id}/{self.boot}/{count}")
         request = pb.RaiseAlarmRequest(
-            request_id=str(request_id), radio=radio, press=pb.PressCounter(counter=count, boot_epoch=_boot), status=status,
+            request_id=str(request_id), radio=radio, press=pb.PressCounter(counter=count, boot_epoch=self.boot), status=status,
             radio_alias=f"P{radio.unit_id}", talkgroup_id=101,
         )  # fmt: skip
         request.received_at.FromDatetime(self.now() - late)
