@@ -343,18 +343,20 @@ class StreamsService:
         """A camera tells its state and what it did; its word is accepted at any time."""
         now = self._clock.now()
         async with self._database.transaction() as tx:
+            if report.handled:
+                await self._take_handled(tx, camera, report.handled, now)
+            # The camera's row comes after its activations, as everywhere: the other order is a deadlock with a clear.
             await self._store.keep_report(tx, camera.id, camera.agency_id, report, now)
-            if not report.handled:
-                return
-            found = await self._store.handled(tx, camera.id, camera.agency_id, report.handled)
-            for handled, activation in found:
-                with telemetry.span("camera answered", parent=activation.traceparent or None):
-                    answered = activation.answered(handled.state, handled.refusal_reason, handled.device_time, now)
-                    await self._save(tx, [activation], [answered], camera.actor)
-            for emergency_id, epoch in await self._store.unexpected(tx, camera.id, camera.agency_id, report.handled):
-                telemetry.log().error("a camera acted on an order that nobody gave", camera=camera.id, emergency=emergency_id)
-                target, details = f"cameras/{camera.id}", {"epoch": str(epoch)}
-                await self._audit.record(tx, Entry("activation.unexpected", camera.actor, target, camera.agency_id, emergency_id, details))
+
+    async def _take_handled(self, tx: Transaction, camera: Machine, names: Sequence[Handled], now: datetime) -> None:
+        for handled, activation in await self._store.handled(tx, camera.id, camera.agency_id, names):
+            with telemetry.span("camera answered", parent=activation.traceparent or None):
+                answered = activation.answered(handled.state, handled.refusal_reason, handled.device_time, now)
+                await self._save(tx, [activation], [answered], camera.actor)
+        for emergency_id, epoch in await self._store.unexpected(tx, camera.id, camera.agency_id, names):
+            telemetry.log().error("a camera acted on an order that nobody gave", camera=camera.id, emergency=emergency_id)
+            target, details = f"cameras/{camera.id}", {"epoch": str(epoch)}
+            await self._audit.record(tx, Entry("activation.unexpected", camera.actor, target, camera.agency_id, emergency_id, details))
 
     async def sweep_links(self) -> None:
         """Find out which of this replica's links have new orders or have been superseded elsewhere: what changed lately."""

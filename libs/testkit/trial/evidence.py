@@ -63,6 +63,13 @@ def waiting(database: str) -> dict[str, int]:
     return found
 
 
+def deadlocks(database: str) -> int:
+    """Deadlocks that the server has had to end; each costs a second, and means that two transactions lock in different orders."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        row = connection.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
+        return int(row[0]) if row else 0
+
+
 def unfinished(database: str, agency_id: str) -> int:
     """Activations without any outcome, or with one that is not shown yet."""
     with psycopg.connect(database, autocommit=True) as connection:

@@ -19,7 +19,7 @@ from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, EMERGENCY_E
 
 from testkit.trial.checker import Violation, check
 from testkit.trial.driver import Driver, Habits
-from testkit.trial.evidence import collect, unfinished, waiting
+from testkit.trial.evidence import collect, deadlocks, unfinished, waiting
 from testkit.trial.faults import Fault
 from testkit.trial.journal import OK, Journal
 from testkit.trial.rig import Rig, until_async
@@ -133,6 +133,7 @@ async def trial(
     timeline = Journal(folder / "faults.jsonl")
     timeline.note("trial", seed=seed, presses=presses, rate=rate, faults=[fault.name for fault in faults])
     members, spares = _people(seed, officers)
+    locked = await asyncio.to_thread(deadlocks, rig.stack.database)
     async with World(rig.stack, agency) as world:
         progress("begin of shift")
         async with _at_work(world, members, spares, folder, seed) as driver:
@@ -162,6 +163,9 @@ async def trial(
     progress("checking")
     evidence = await collect(rig.stack.kafka, rig.stack.database, agency, folder)
     report.violations = check(evidence)
+    # A server that was killed counts anew.
+    if (more := await asyncio.to_thread(deadlocks, rig.stack.database) - locked) > 0:
+        report.violations.append(Violation("I9", f"{more} deadlocks in the database"))
     report.presses = sum(line["what"] == "intended" for line in evidence.presses)
     report.accepted = len({line["n"] for line in evidence.presses if line["what"] == "answered" and line["answer"] == OK})
     report.unanswered = report.presses - report.accepted
