@@ -197,12 +197,10 @@ def roster_import(
 
     async def send() -> Imported:
         from tools.desk import Desk
-        from tools.roster import create_agency
 
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err, transient=True) as bar:
             task = bar.add_task(f"roster of {agency}", total=None)
             async with Desk(_stack(data), "platform-admin") as desk:
-                await create_agency(desk, agency)
                 return await import_roster(desk, agency, file, lambda done, total: bar.update(task, completed=done, total=total))
 
     try:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import protovalidate
 from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.registry.v1 import registry_service_pb2 as pb
 
 from tools.desk import Desk
+from tools.roster import create_agency
 
 COLUMNS = ("officer_id", "display_name", "radio", "radio_alias", "cameras", "camera_model")
 _BATCH, _AT_ONCE = 100, 4
@@ -105,6 +107,7 @@ async def import_roster(desk: Desk, agency_id: str, path: Path, progress: Callab
     """Send the usable rows in batches, a few at a time; `progress` gets (done, all)."""
     entries, problems = await asyncio.to_thread(read_roster, path, agency_id)
     result = Imported(len(entries) + len(problems), 0, problems)
+    await create_agency(desk, agency_id)
     gate, done = asyncio.Semaphore(_AT_ONCE), len(problems)
     progress(done, result.rows)
 
@@ -112,9 +115,13 @@ async def import_roster(desk: Desk, agency_id: str, path: Path, progress: Callab
         nonlocal done
         async with gate:
             request = pb.ImportRosterRequest(agency_id=agency_id, entries=[entry for _, entry in batch])
-            answer = await desk.call(desk.registry.ImportRoster, request, timeout=60)
-        result.created += answer.created
-        result.problems.extend(Problem(batch[each.index][0], each.problem) for each in answer.problems)
+            try:
+                answer = await desk.call(desk.registry.ImportRoster, request, timeout=60)
+                result.created += answer.created
+                result.problems.extend(Problem(batch[each.index][0], each.problem) for each in answer.problems)
+            except grpc.aio.AioRpcError as error:
+                why = f"not sent ({error.code().name}: {error.details()}); import the file again"
+                result.problems.extend(Problem(line, why) for line, _ in batch)
         done += len(batch)
         progress(done, result.rows)
 

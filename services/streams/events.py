@@ -67,6 +67,7 @@ def to_decision(message: ActivationDecision, decided_by: str, traceparent: str =
     answer.CopyFrom(message)
     answer.ClearField("duty_version")
     answer.ClearField("rule_version")
+    answer.DiscardUnknownFields()  # a newer release's fields are no difference
     return Decision(
         emergency_id=message.emergency_id,
         epoch=message.epoch,

@@ -223,6 +223,37 @@ async def test_audit_records_are_numbered_without_gaps_and_tell_who(world: World
         assert numbers == list(range(1, len(numbers) + 1)), producer
 
 
+async def test_a_newer_schemas_unknown_fields_and_values_are_taken_with_caution(
+    world: World, someone: Someone, publisher: Publisher, read: Read
+) -> None:
+    """F50: a lane and a replica of another release may write what this one does not know."""
+    officer = await world.duty(someone())
+    pressed = await world.press(officer.radio)
+    await world.states(pressed.emergency_id)
+    desk = world.supervisor
+    ask = streams_pb.GetActivationRequest(emergency_id=pressed.emergency_id)
+    decision = (await desk.call(desk.streams.GetActivation, ask)).decision
+    unknown_field = b"\xd2\x3f\x05hello"  # number 1018, text
+    newer = decision.SerializeToString() + unknown_field
+    await publisher.publish(Record(ACTIVATION_DECISION.name, b"x", newer, {"ce_source": "/sightline/joiner/newer"}))
+    none = ActivationDecision.FromString(decision.SerializeToString())
+    del none.camera_ids[:]
+    none.no_camera_reason = 99  # type: ignore[assignment]
+    await publisher.publish(Record(ACTIVATION_DECISION.name, b"x", none.SerializeToString(), {"ce_source": "/sightline/joiner/newest"}))
+
+    def told() -> set[str]:
+        messages = [DecisionRejection.FromString(r.value) for r in read(ACTIVATION_REJECTION)]
+        return {m.decided_by for m in messages if m.decision.emergency_id == pressed.emergency_id}
+
+    async def both_looked_at() -> bool:
+        return "joiner/newest" in told()
+
+    await until(both_looked_at, "the decision with an unknown reason")
+    assert "joiner/newer" not in told()
+    assert (await desk.call(desk.streams.GetActivation, ask)).decision == decision
+    assert len(world.cameras[officer.camera_ids[0]].starts) == 1
+
+
 async def test_one_trace_reaches_from_the_gateway_to_the_camera(world: World, someone: Someone) -> None:
     decided_by = "reconcile"
     while decided_by == "reconcile":  # a slow machine: the trace goes on all the same, but this is about the lanes

@@ -1,6 +1,7 @@
 """Transactions, outbox and audit numbering on a real PostgreSQL and Kafka."""
 
 import asyncio
+import random
 from collections import Counter
 
 import psycopg
@@ -91,6 +92,34 @@ async def test_two_sweepers_do_not_hide_a_row_from_each_other(databases: Databas
     await until(published, "the claim to run out")
     sweeper.cancel()
     await frozen.close()
+
+
+async def test_rows_that_commit_late_and_out_of_order_are_all_published(databases: DatabaseSettings, database: Database) -> None:
+    """F5: whoever polls for ids above the last one loses what took its id early and committed late."""
+    dice = random.Random(5)  # noqa: S311
+    row = "INSERT INTO outbox (topic, key, value, headers, created_at) VALUES (%s, 'k', %s, '{}', now() - interval '1 s')"
+    sweepers = [asyncio.create_task(database.sweep()) for _ in range(3)]
+    connections = [await psycopg.AsyncConnection.connect(databases.url, options=f"-c search_path={SCHEMA}") for _ in range(4)]
+    for turn in range(200):
+        order = list(enumerate(connections))
+        for number, connection in order:
+            await connection.execute(row, [letter("").topic, f"late-{turn}-{number}".encode()])
+        dice.shuffle(order)
+        for _, connection in order:
+            await (connection.rollback() if dice.random() < 0.1 else connection.commit())
+
+    async def published() -> bool:
+        return not [value for value in await _unpublished(database) if value.startswith(b"late-")]
+
+    await until(published, "all that was committed")
+    async with database.transaction() as tx:
+        found = await tx.one("SELECT count(*) AS n FROM outbox WHERE value LIKE 'late-%%'")
+    assert found
+    assert 600 < found["n"] < 800
+    for sweeper in sweepers:
+        sweeper.cancel()
+    for connection in connections:
+        await connection.close()
 
 
 async def test_a_cancelled_caller_does_not_cut_a_commit_in_two(database: Database) -> None:

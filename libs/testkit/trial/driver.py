@@ -31,6 +31,7 @@ class Habits:
     cancelled: float = 0.03
     cleared_at_once: float = 0.05
     repaired: float = 0.03
+    rebooted: float = 0.03  # the camera, while its order may be on the way (F38)
     # Seconds that a camera may take to start before the driver goes on; the checker then says what is missing.
     patience_s: float = 60.0
 
@@ -71,6 +72,9 @@ class Driver:
         dice = {name: self._random.random() < share for name, share in vars(habits).items() if name != "patience_s"}
         self._world.cameras[member.camera_ids[0]].recording = False
         emergency_id = await self._press(member, twice=dice["sent_twice"], cancel=dice["cancelled"])
+        if dice["rebooted"]:
+            await self._world.cameras[member.camera_ids[0]].power_off()
+            self._world.cameras[member.camera_ids[0]].power_on()
         if emergency_id is None:
             self._free.put_nowait(member)
             return

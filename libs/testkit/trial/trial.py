@@ -192,14 +192,17 @@ async def _at_work(world: World, members: list[Member], spares: dict[str, str], 
     presses, cameras = Journal(folder / "presses.jsonl"), Journal(folder / "cameras.jsonl")
     driver = Driver(world, members, spares, presses, cameras, seed)
     await world.enrol([Member(m.officer_id, m.radio, (*m.camera_ids, spares[m.officer_id]), m.unit_id) for m in members])
-    gate = asyncio.Semaphore(8)
+    gate, dice = asyncio.Semaphore(8), random.Random(seed)  # noqa: S311 (a trial must be repeatable)
 
     async def begin(each: Member) -> None:
         async with gate:
             await check_out(world.admin, each)
             for camera_id in (*each.camera_ids, spares[each.officer_id]):
-                world.cameras[camera_id].on_act = driver.acted
-                await world.power_on(world.cameras[camera_id])
+                camera = world.cameras[camera_id]
+                camera.on_act = driver.acted
+                # F38: some report twice, some take their time.
+                camera.faults.duplicate_reports, camera.faults.slow_s = dice.random() < 0.2, dice.choice([0, 0, 0, 0.3])
+                await world.power_on(camera)
 
     await asyncio.gather(*map(begin, members))
     try:
