@@ -1,6 +1,5 @@
 """A stack of its own, whose broker and database may be broken too."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -48,4 +47,3 @@ async def world(rig: Rig, tmp_path: Path) -> AsyncIterator[World]:
         await rig.serves(name)
     async with World(rig.stack, f"pd-{tmp_path.name.replace('_', '-')[:40]}".rstrip("-").lower()) as world:
         yield world
-    await asyncio.sleep(0)

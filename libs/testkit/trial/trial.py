@@ -19,7 +19,7 @@ from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, EMERGENCY_E
 
 from testkit.trial.checker import Violation, check
 from testkit.trial.driver import Driver, Habits
-from testkit.trial.evidence import collect, deadlocks, unfinished, waiting
+from testkit.trial.evidence import Evidence, collect, deadlocks, unfinished, waiting
 from testkit.trial.faults import Fault
 from testkit.trial.journal import OK, Journal
 from testkit.trial.rig import Rig, until_async
@@ -144,13 +144,7 @@ async def trial(
             over = asyncio.Event()
             driving = asyncio.create_task(driver.run(presses, rate, habits, over))
             try:
-                for fault in faults:
-                    await asyncio.sleep(pause_s)
-                    progress(f"{len(report.faults) + 1} of {len(faults)}: {fault.number} {fault.name}")
-                    timeline.note("begin", fault=fault.name)
-                    done = await fault.act(rig, dice)
-                    timeline.note("end", fault=fault.name, done=done)
-                    report.faults.append(f"{fault.number} {fault.name}: {done}")
+                await _break(rig, faults, dice, pause_s, report, timeline, progress)
                 over.set()
                 progress("waiting for the last presses")
                 await driving
@@ -161,22 +155,40 @@ async def trial(
             await _settled(rig, agency, settled_within_s)
     timeline.close()
     progress("checking")
-    evidence = await collect(rig.stack.kafka, rig.stack.database, agency, folder)
-    report.violations = check(evidence)
+    report.delivered, report.delivered_again, report.deaths = again.seen, again.again, dict(rig.deaths)
+    sum_up(report, await collect(rig.stack.kafka, rig.stack.database, agency, folder))
     # A server that was killed counts anew.
     if (more := await asyncio.to_thread(deadlocks, rig.stack.database) - locked) > 0:
         report.violations.append(Violation("I9", f"{more} deadlocks in the database"))
-    report.presses = sum(line["what"] == "intended" for line in evidence.presses)
-    report.accepted = len({line["n"] for line in evidence.presses if line["what"] == "answered" and line["answer"] == OK})
-    report.unanswered = report.presses - report.accepted
-    report.delivered, report.delivered_again, report.deaths = again.seen, again.again, dict(rig.deaths)
-    report.dead_letters = len(evidence.dead_letters)
-    report.emergencies, report.starts = len(evidence.rows["emergency"]), len(evidence.cameras)
-    report.by_reconcile = sum(d["decided_by"] == "reconcile" for d in evidence.rows["decision"])
-    report.rejected = len(evidence.rows["rejected"])
     report.seconds = time.monotonic() - began
     (folder / "report.txt").write_text("\n".join(report.lines()))
     return report
+
+
+async def _break(
+    rig: Rig, faults: Sequence[Fault], dice: random.Random, pause_s: float, report: Report, timeline: Journal,
+    progress: Callable[[str], None],
+) -> None:  # fmt: skip
+    """One fault after the other, each written down before and after."""
+    for fault in faults:
+        await asyncio.sleep(pause_s)
+        progress(f"{len(report.faults) + 1} of {len(faults)}: {fault.number} {fault.name}")
+        timeline.note("begin", fault=fault.name)
+        done = await fault.act(rig, dice)
+        timeline.note("end", fault=fault.name, done=done)
+        report.faults.append(f"{fault.number} {fault.name}: {done}")
+
+
+def sum_up(report: Report, evidence: Evidence) -> None:
+    """Check the evidence, and count what the verdict rests on."""
+    report.violations = check(evidence)
+    report.presses = sum(line["what"] == "intended" for line in evidence.presses)
+    report.accepted = len({line["n"] for line in evidence.presses if line["what"] == "answered" and line["answer"] == OK})
+    report.unanswered = report.presses - report.accepted
+    report.emergencies, report.starts = len(evidence.rows["emergency"]), len(evidence.cameras)
+    report.by_reconcile = sum(d["decided_by"] == "reconcile" for d in evidence.rows["decision"])
+    report.rejected = len(evidence.rows["rejected"])
+    report.dead_letters = len(evidence.dead_letters)
 
 
 def _people(seed: int, officers: int) -> tuple[list[Member], dict[str, str]]:
