@@ -1,6 +1,7 @@
 """`sightline roster import`: officers with radios and cameras from a CSV file, with a report of every row that is wrong."""
 
 import asyncio
+import contextlib
 import csv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -107,7 +108,8 @@ async def import_roster(desk: Desk, agency_id: str, path: Path, progress: Callab
     """Send the usable rows in batches, a few at a time; `progress` gets (done, all)."""
     entries, problems = await asyncio.to_thread(read_roster, path, agency_id)
     result = Imported(len(entries) + len(problems), 0, problems)
-    await create_agency(desk, agency_id)
+    with contextlib.suppress(grpc.aio.AioRpcError):  # there with its proper name, or not ours to make: the import itself will tell
+        await create_agency(desk, agency_id)
     gate, done = asyncio.Semaphore(_AT_ONCE), len(problems)
     progress(done, result.rows)
 

@@ -38,7 +38,7 @@ class Watchtower:
     def __init__(self, service: EmergencyService) -> None:
         self._service = service
         self._shown: dict[str, tuple[Seen, Viewed]] = {}
-        self._looked = asyncio.Condition()
+        self._looked, self._looking, self._generation = asyncio.Condition(), asyncio.Lock(), 0
         self._watched, self._watchers = asyncio.Event(), 0
 
     async def look(self) -> None:
@@ -49,11 +49,8 @@ class Watchtower:
             try:
                 self._service.changed.clear()
                 at_all = time.monotonic() - looked_at_all > _LOOK_AT_ALL_EVERY_S
-                changed = await self._look(at_all=at_all)
+                await self._look(at_all=at_all)
                 looked_at_all = time.monotonic() if at_all else looked_at_all
-                if changed:
-                    async with self._looked:
-                        self._looked.notify_all()
             except TRANSIENT as error:
                 telemetry.log().warning("watchers wait", error=str(error))
                 await asyncio.sleep(_LOOK_EVERY_S)
@@ -63,8 +60,16 @@ class Watchtower:
             except TimeoutError:
                 continue
 
-    async def _look(self, *, at_all: bool) -> bool:
-        """Read what has changed since the last look; what has long been cleared is forgotten."""
+    async def _look(self, *, at_all: bool) -> None:
+        """Read what has changed since the last look, and wake the watchers; one look at a time."""
+        async with self._looking:
+            if await self._read(at_all=at_all):
+                async with self._looked:
+                    self._generation += 1
+                    self._looked.notify_all()
+
+    async def _read(self, *, at_all: bool) -> bool:
+        """True if anything has changed; what has long been cleared is forgotten."""
         found = await self._service.seen(_LATELY if at_all else _JUST_NOW, and_open=at_all)
         seen = {each.emergency_id: each for each in found}
         changed = [key for key, each in seen.items() if key not in self._shown or self._shown[key][0].shown != each.shown]
@@ -72,7 +77,7 @@ class Watchtower:
         for view in await self._service.viewed(changed) if changed else []:
             self._shown[view[0].emergency_id] = seen[view[0].emergency_id], view
         for key in gone:
-            del self._shown[key]
+            self._shown.pop(key, None)
         return bool(changed)
 
     async def changes(self, agency_id: str) -> AsyncIterator[list[Viewed]]:
@@ -85,6 +90,7 @@ class Watchtower:
         try:
             await self._look(at_all=True)  # nobody may have looked for a while
             while True:
+                generation = self._generation  # before we look: what comes while we send is not missed
                 of_agency = {key: each for key, each in self._shown.items() if each[0].agency_id == agency_id}
                 news = [view for key, (seen, view) in of_agency.items() if known.get(key) != seen.shown]
                 # What left the picture while this watcher was slow has been cleared, and the watcher must hear it.
@@ -93,7 +99,7 @@ class Watchtower:
                 known = {key: seen.shown for key, (seen, _) in of_agency.items()}
                 yield news + unseen
                 async with self._looked:
-                    await self._looked.wait()
+                    await self._looked.wait_for(lambda seen=generation: self._generation != seen)  # type: ignore[misc]
         finally:
             self._watchers -= 1
             if not self._watchers:

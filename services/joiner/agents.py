@@ -105,7 +105,7 @@ class Lane:
                     failures += 1
                     if failures < _FAILURES and not isinstance(error, PoisonError):
                         raise
-                    self._fails_in_a_row += not isinstance(error, PoisonError)
+                    self._fails_in_a_row += failures == _FAILURES  # once an event, and never for poison
                     if self._fails_in_a_row >= _OUR_FAULT:
                         telemetry.log().exception("every record fails: it is us, not them")
                         os._exit(STUCK)

@@ -84,12 +84,15 @@ def app_id(settings: JoinerSettings) -> str:
 
 def start_over(settings: JoinerSettings) -> None:
     """Let the next process have a new id, and so a new group and a new table, which it fills from the source topics."""
-    _generation_file(settings).write_text(str(_generation(settings) + 1))
+    new = _generation_file(settings).with_suffix(".new")
+    new.write_text(str(_generation(settings) + 1))
+    new.replace(_generation_file(settings))
 
 
 def _generation(settings: JoinerSettings) -> int:
     file = _generation_file(settings)
-    return int(file.read_text()) if file.exists() else 0
+    text = file.read_text() if file.exists() else ""
+    return int(text) if text.isdigit() else 0
 
 
 def _generation_file(settings: JoinerSettings) -> Path:

@@ -1,5 +1,6 @@
 """Ends a lane that gets nowhere. Faust workers are known to stop reading without a word, and to hang while they recover a table."""
 
+import contextlib
 import os
 import threading
 import time
@@ -30,6 +31,7 @@ class Progress:
     def stalled_s(self, ends: Mapping[Place, int], now: float) -> float:
         """Longest time in seconds that a partition has lain still with unread records; `ends` are the log's ends."""
         self.begin(ends)
+        self._waiting = {place: since for place, since in self._waiting.items() if place in ends}
         for place, end in ends.items():
             read = self._read[place]
             if read >= end:
@@ -78,16 +80,20 @@ class Watchdog:
                 self.progress.begin(ends)
                 recovering += since
                 if recovering > self._recovery_s:
-                    self._start_over()
+                    try:
+                        self._start_over()
+                    except OSError as error:
+                        telemetry.log().error("the next process will not start over", error=str(error))
                     self._end(f"the table has not recovered in {recovering:.0f} s; the next process reads its source anew")
 
     def _ends(self, admin: AdminClient) -> dict[Place, int] | None:
-        """End of each partition; None if the brokers do not tell."""
-        try:
-            answers = admin.list_offsets(self._asked, request_timeout=3)
-            return {(place.topic, place.partition): answer.result(5).offset for place, answer in answers.items()}
-        except (KafkaException, TimeoutError):
-            return None
+        """End of each partition that has a leader; None if the brokers tell of none."""
+        ends: dict[Place, int] = {}
+        with contextlib.suppress(KafkaException):
+            for place, answer in admin.list_offsets(self._asked, request_timeout=3).items():
+                with contextlib.suppress(KafkaException, TimeoutError):
+                    ends[place.topic, place.partition] = answer.result(5).offset
+        return ends or None
 
     def _end(self, why: str) -> None:
         telemetry.log().error("the lane ends itself", because=why)

@@ -131,12 +131,14 @@ class DecisionReader:
     async def __call__(self, received: Received) -> None:
         """Handle one record of `activation.decision`."""
         message = parse(ActivationDecision, received.value)
-        if not _is_uuid(message.emergency_id) or not message.epoch or not message.HasField("expires_at"):
+        if not _is_uuid(message.emergency_id) or not 0 < message.epoch < 2**31 or not message.HasField("expires_at"):
             raise PoisonError("a decision without emergency, epoch or expiry")
         names = (*message.camera_ids, message.agency_id, message.officer_id or "-")
-        if len(message.camera_ids) > _CAMERAS or not all(0 < len(name) <= _ID for name in names):
+        if len(message.camera_ids) > _CAMERAS or not all(0 < len(name) <= _ID and "\0" not in name for name in names):
             raise PoisonError("a decision with impossible names")
-        decided_by = received.headers.get("ce_source", b"").decode("utf-8", "replace").removeprefix("/sightline/")[:_SOURCE]
+        decided_by = (
+            received.headers.get("ce_source", b"").decode("utf-8", "replace").removeprefix("/sightline/").replace("\0", "")[:_SOURCE]
+        )
         await self._service.take_decision(to_decision(message, decided_by, telemetry.traceparent()))
 
 

@@ -53,7 +53,7 @@ class Peers:
         try:
             answer = await _ask(self._registry.ResolveRadio, request)
             duty = answer.duty if answer.HasField("duty") else None
-        except Unavailable:
+        except (Unavailable, _Refused):
             telemetry.log().warning("the registry does not answer", emergency=emergency_id)  # a bound one does not need it
         decision = join(found, duty, duty_is_fresh=True)
         return to_decision(decision, "reconcile", found.traceparent) if decision else None
@@ -75,6 +75,6 @@ async def _ask(method: Any, request: Any) -> Any:
     try:
         return await method(request, timeout=_WITHIN_S, metadata=with_trace())
     except grpc.aio.AioRpcError as error:
-        if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+        if error.code() == grpc.StatusCode.NOT_FOUND:
             raise _Refused from error
         raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, f"a peer does not answer: {error.code().name}") from error

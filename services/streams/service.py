@@ -10,6 +10,7 @@ from typing import Protocol
 
 from chassis import telemetry
 from chassis.audit import Audit, Entry
+from chassis.bus import TRANSIENT
 from chassis.clock import Clock
 from chassis.db import Database, Row, Transaction
 from chassis.errors import Changed, NotFound, Unavailable
@@ -114,7 +115,7 @@ class EarlyDecisions:
     """Decisions that came before their emergency; each waits for it, and not for long. The oldest gives way."""
 
     def __init__(self) -> None:
-        self._waiting: OrderedDict[tuple[str, int, str], tuple[Decision, datetime]] = OrderedDict()
+        self._waiting: OrderedDict[tuple[str, int, str, bytes], tuple[Decision, datetime]] = OrderedDict()
 
     def put(self, decision: Decision, now: datetime) -> None:
         """Keep a decision; the first of an equal name stays."""
@@ -135,8 +136,8 @@ class EarlyDecisions:
         return [decision for decision, at in self._waiting.values() if at < before]
 
 
-def _name(decision: Decision) -> tuple[str, int, str]:
-    return decision.emergency_id, decision.epoch, decision.decided_by
+def _name(decision: Decision) -> tuple[str, int, str, bytes]:
+    return decision.emergency_id, decision.epoch, decision.decided_by, decision.answer
 
 
 @dataclass(eq=False)
@@ -200,9 +201,19 @@ class StreamsService:
         """The first decision of an (emergency, epoch) is executed; others are recorded. An early one waits."""
         if self._answers.get((decision.emergency_id, decision.epoch)) == decision.answer:
             return  # it has been seen committed here, and our links have been woken
+        await self._take_surely(decision)
+
+    async def _take_surely(self, decision: Decision) -> None:
+        """Ask the database, whatever we remember of it."""
         # Kept before we look, so that its emergency cannot slip past us.
         self._early.put(decision, self._clock.now())
-        await self._take_decision(decision)
+        try:
+            await self._take_decision(decision)
+        except TRANSIENT:
+            raise
+        except Exception:
+            self._early.remove(decision)  # it will never be managed: its reader sets it aside
+            raise
 
     async def _take_decision(self, decision: Decision, *, wait: bool = True) -> None:
         async with self._database.transaction() as tx:
@@ -290,7 +301,7 @@ class StreamsService:
         decision = await self._peers.decide(gap.emergency_id)
         if decision is not None:
             with telemetry.span("streams reconcile", parent=decision.traceparent or None):
-                await self.take_decision(replace(decision, traceparent=telemetry.traceparent()))
+                await self._take_surely(replace(decision, traceparent=telemetry.traceparent()))
         elif found.epoch_age > _UNDECIDED_AFTER and (gap.emergency_id, gap.epoch) not in self._undecided:
             self._undecided.add((gap.emergency_id, gap.epoch))
             telemetry.log().error("an open emergency has no decision", emergency=gap.emergency_id, epoch=gap.epoch)
@@ -298,12 +309,19 @@ class StreamsService:
     async def _refresh(self, emergency_id: str) -> None:
         found = await self._peers.emergency(emergency_id)
         if found is not None:
+            await self._keep_emergency(found)  # whatever we remember: the comparison was the database's
             await self.take_emergency(found)
 
     async def _settle(self, decision: Decision) -> None:
         """A decision whose emergency does not come: its owner has the last word."""
         await self._refresh(decision.emergency_id)
-        await self._take_decision(decision, wait=False)
+        try:
+            await self._take_decision(decision, wait=False)
+        except TRANSIENT:
+            raise
+        except Exception:
+            self._early.remove(decision)
+            raise
 
     # --- camera links --------------------------------------------------------------------------------------------
 
