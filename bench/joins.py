@@ -11,7 +11,6 @@ from chassis.bus import client_config
 from chassis.settings import KafkaSettings
 from confluent_kafka import Consumer, Producer, TopicPartition
 from contracts.topics import ACTIVATION_DECISION, EMERGENCY_EVENT, REGISTRY_DUTY, radio_key
-from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.emergency.v1.emergency_pb2 import EMERGENCY_STATE_OPEN, SUBJECT_STATE_HELD, Emergency, EmergencyEvent, Subject
 from sightline.registry.v1.duty_pb2 import DutyInterval, DutyRecord
@@ -29,12 +28,6 @@ class Rate:
     joins: int
     per_second: float
     per_core_second: float
-
-
-def _stamp(at: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(at)
-    return stamp
 
 
 def _fill(kafka: KafkaSettings, joins: int) -> None:
@@ -55,8 +48,9 @@ def _fill(kafka: KafkaSettings, joins: int) -> None:
         subject = Subject(state=SUBJECT_STATE_HELD, officer_id=f"officer-{radio.unit_id}", duty_version=1, home_agency_id="join-pd")
         emergency = Emergency(
             emergency_id=str(uuid4()), version=1, epoch=1, agency_id="join-pd", radio=radio, state=EMERGENCY_STATE_OPEN, subject=subject,
-            epoch_started_at=_stamp(now), activation_expires_at=_stamp(now + timedelta(minutes=2)),
         )  # fmt: skip
+        emergency.epoch_started_at.FromDatetime(now)
+        emergency.activation_expires_at.FromDatetime(now + timedelta(minutes=2))
         producer.produce(EMERGENCY_EVENT.name, EmergencyEvent(emergency=emergency).SerializeToString(), radio_key(radio))
         producer.poll(0)
     producer.flush(60)
@@ -75,8 +69,7 @@ async def measure(stack: Stack, lane: str, joins: int) -> Rate:
     process = psutil.Process(process_named(stack, lane).pid)
     try:
         before = await asyncio.to_thread(_ends, consumer)
-        filling = asyncio.create_task(asyncio.to_thread(_fill, kafka, joins))
-        await filling
+        await asyncio.to_thread(_fill, kafka, joins)
         used, there, begun = sum(process.cpu_times()[:2]), await asyncio.to_thread(_ends, consumer), time.monotonic()
         async with asyncio.timeout(_WITHIN_S):
             while (now := await asyncio.to_thread(_ends, consumer)) < before + joins:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Self
 
 import grpc
@@ -15,8 +16,7 @@ from bench.measure import ACCEPTED, COMMANDED, DECIDED, Line, line
 from tools.local.stack import Stack
 from tools.roster import Member, check_out, member
 from tools.simulator.camera import Camera
-from tools.simulator.gateway import PAUSE_S
-from tools.world import World
+from tools.world import World, surely
 
 _FIRST_UNIT = 2000
 _WITHIN_S = 60.0
@@ -96,14 +96,8 @@ class Path:
     async def _one(self, each: Member, pressed: Pressed) -> None:
         """One press, sent again at once until it is answered; then its command, and the clear."""
         self.world.cameras[each.camera_ids[0]].recording = False
-        request, deadline = self.world.gateway.press(each.radio), time.monotonic() + _WITHIN_S
-        while not pressed.emergency_id:
-            try:
-                pressed.emergency_id = (await self.world.gateway.attempt(request)).emergency_id
-            except grpc.aio.AioRpcError:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(PAUSE_S)
+        answer = await self.world.gateway.send(self.world.gateway.press(each.radio), timedelta(seconds=_WITHIN_S))
+        pressed.emergency_id = answer.emergency_id
         pressed.answered = time.time()
         self._by_emergency[pressed.emergency_id] = pressed
         if pressed.emergency_id in self._commands:
@@ -111,14 +105,7 @@ class Path:
             pressed.done.set()
         async with asyncio.timeout(_WITHIN_S):
             await pressed.done.wait()
-        while True:
-            try:
-                await self.world.clear(pressed.emergency_id)
-                break
-            except grpc.aio.AioRpcError as error:
-                if error.code() == grpc.StatusCode.FAILED_PRECONDITION or time.monotonic() > deadline:
-                    break
-                await asyncio.sleep(PAUSE_S)
+        await surely(lambda: self.world.clear(pressed.emergency_id), grpc.StatusCode.FAILED_PRECONDITION)
         self._free.put_nowait(each)
 
     def lines(self, made: list[Pressed]) -> list[Line]:

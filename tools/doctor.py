@@ -10,7 +10,7 @@ from typing import Any, LiteralString
 import psycopg
 from chassis.bus import client_config, topic_differences
 from chassis.settings import KafkaSettings
-from confluent_kafka import Consumer, ConsumerGroupState, KafkaException, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec  # type: ignore[attr-defined]
 from contracts.topics import EMERGENCY_EVENT, REGISTRY_DUTY, TOPICS
 from cryptography import x509
@@ -153,8 +153,6 @@ def _lanes(patient: Patient) -> Iterator[Finding]:
 
 def _lag(admin: Any, group: str) -> int:
     """Records of the join's topics that a lane's group has not committed; it commits every few seconds."""
-    from confluent_kafka import ConsumerGroupTopicPartitions
-
     asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])
     committed = {(p.topic, p.partition): p.offset for p in asked[group].result(_WITHIN_S).topic_partitions}
     places = [TopicPartition(t.name, n) for t in (EMERGENCY_EVENT, REGISTRY_DUTY) for n in range(t.partitions)]

@@ -19,7 +19,7 @@ from tools.desk import Desk
 from tools.local.stack import Stack
 from tools.roster import AGENCY, Member, check_in, check_out, register
 from tools.simulator.camera import Camera
-from tools.simulator.gateway import Gateway
+from tools.simulator.gateway import PAUSE_S, Gateway
 
 T = TypeVar("T")
 # How long anything may take before a scenario calls it a failure; ten times what is usual, and more.
@@ -37,6 +37,21 @@ async def until(attempt: Callable[[], Awaitable[T | None]], what: str, within_s:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {within_s:.0f} s")
         await asyncio.sleep(_POLL_S)
+
+
+async def surely(attempt: Callable[[], Awaitable[object]], *fine: grpc.StatusCode, within_s: float = 2 * WITHIN_S) -> None:
+    """Repeat a call until it is done; some answers mean that it was done already. The last error if that takes too long."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            await attempt()
+            return
+        except grpc.aio.AioRpcError as error:
+            if error.code() in fine:
+                return
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(PAUSE_S)
 
 
 def name_of(state: ActivationState.ValueType) -> str:

@@ -43,11 +43,11 @@ class Peers:
         found = await self._whole(emergency_id)
         return to_known(found) if found else None
 
-    async def decide(self, emergency_id: str) -> Decision | None:
-        """Join as a lane would, on the registry's own answer; None if there is nothing to decide, or not yet."""
+    async def decide(self, emergency_id: str) -> tuple[KnownEmergency | None, Decision | None]:
+        """The emergency, and what a lane would join on the registry's own answer; None if there is nothing to decide, or not yet."""
         found = await self._whole(emergency_id)
         if found is None:
-            return None
+            return None, None
         request = registry_pb.ResolveRadioRequest(radio=found.radio, at=found.epoch_started_at, agency_id=found.agency_id)
         duty: DutyRecord | None = None
         try:
@@ -56,7 +56,7 @@ class Peers:
         except (Unavailable, _Refused):
             telemetry.log().warning("the registry does not answer", emergency=emergency_id)  # a bound one does not need it
         decision = join(found, duty, duty_is_fresh=True)
-        return to_decision(decision, "reconcile", found.traceparent) if decision else None
+        return to_known(found), to_decision(decision, "reconcile", found.traceparent) if decision else None
 
     async def _whole(self, emergency_id: str) -> Emergency | None:
         try:

@@ -94,8 +94,8 @@ class Peers(Protocol):
         """An emergency as its owner knows it; None if there is none."""
         ...
 
-    async def decide(self, emergency_id: str) -> Decision | None:
-        """Join as a lane would, on the registry's own answer; None if there is nothing to decide, or not yet."""
+    async def decide(self, emergency_id: str) -> tuple[KnownEmergency | None, Decision | None]:
+        """The emergency, and what a lane would join on the registry's own answer; None if there is nothing to decide, or not yet."""
         ...
 
 
@@ -180,7 +180,10 @@ class StreamsService:
         if (self._versions.get(known.emergency_id) or 0) < known.version:
             await self._keep_emergency(known)
             self._versions.put(known.emergency_id, known.version)
-        for decision in self._early.of(known.emergency_id):
+        await self._take_early(known.emergency_id)
+
+    async def _take_early(self, emergency_id: str) -> None:
+        for decision in self._early.of(emergency_id):
             await self._take_decision(decision)
 
     async def _keep_emergency(self, known: KnownEmergency) -> None:
@@ -207,19 +210,29 @@ class StreamsService:
         """Ask the database, whatever we remember of it."""
         # Kept before we look, so that its emergency cannot slip past us.
         self._early.put(decision, self._clock.now())
+        await self._take_decision(decision)
+
+    async def _take_decision(self, decision: Decision, *, wait: bool = True) -> None:
         try:
-            await self._take_decision(decision)
+            why = await self._decide(decision, wait=wait)
         except TRANSIENT:
             raise
         except Exception:
-            self._early.remove(decision)  # it will never be managed: its reader sets it aside
+            self._early.remove(decision)  # it will never be managed: whoever brought it sets it aside
             raise
+        if why is None:
+            return
+        if not why:
+            self._answers.put((decision.emergency_id, decision.epoch), decision.answer)
+        self._early.remove(decision)
+        self._wake(decision.agency_id, decision.camera_ids)
 
-    async def _take_decision(self, decision: Decision, *, wait: bool = True) -> None:
+    async def _decide(self, decision: Decision, *, wait: bool) -> str | None:
+        """Execute or reject; why it was rejected, empty if it stands, None if it has to wait for its emergency."""
         async with self._database.transaction() as tx:
             known = await self._store.emergency(tx, decision.emergency_id)
             if wait and is_early(decision, known):
-                return
+                return None
             why = refusal_of_decision(decision, known)
             if not why and await self._store.accept(tx, decision, self._clock.now()):
                 await self._execute(tx, decision, emergency_is_open=bool(known and known.is_open))
@@ -227,10 +240,7 @@ class StreamsService:
                 why = "differs from the decision that was accepted first"
             if why:
                 await self._reject(tx, decision, why)
-        if not why:
-            self._answers.put((decision.emergency_id, decision.epoch), decision.answer)
-        self._early.remove(decision)
-        self._wake(decision.agency_id, decision.camera_ids)
+        return why
 
     async def _execute(self, tx: Transaction, decision: Decision, *, emergency_is_open: bool) -> None:
         now = self._clock.now()
@@ -294,11 +304,11 @@ class StreamsService:
         gap = next(iter(there), None)
         if gap is None:
             return  # another replica has closed it while we were at others
-        if gap.behind:
-            await self._refresh(gap.emergency_id)
         if not gap.undecided:
-            return
-        decision = await self._peers.decide(gap.emergency_id)
+            return await self._refresh(gap.emergency_id)
+        known, decision = await self._peers.decide(gap.emergency_id)
+        if known is not None and gap.behind:
+            await self._learn(known)
         if decision is not None:
             with telemetry.span("streams reconcile", parent=decision.traceparent or None):
                 await self._take_surely(replace(decision, traceparent=telemetry.traceparent()))
@@ -309,19 +319,17 @@ class StreamsService:
     async def _refresh(self, emergency_id: str) -> None:
         found = await self._peers.emergency(emergency_id)
         if found is not None:
-            await self._keep_emergency(found)  # whatever we remember: the comparison was the database's
-            await self.take_emergency(found)
+            await self._learn(found)
+
+    async def _learn(self, known: KnownEmergency) -> None:
+        """Keep what the owner says, whatever we remember: the comparison was the database's."""
+        await self._keep_emergency(known)
+        await self._take_early(known.emergency_id)
 
     async def _settle(self, decision: Decision) -> None:
         """A decision whose emergency does not come: its owner has the last word."""
         await self._refresh(decision.emergency_id)
-        try:
-            await self._take_decision(decision, wait=False)
-        except TRANSIENT:
-            raise
-        except Exception:
-            self._early.remove(decision)
-            raise
+        await self._take_decision(decision, wait=False)
 
     # --- camera links --------------------------------------------------------------------------------------------
 

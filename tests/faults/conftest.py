@@ -8,22 +8,29 @@ import pytest_asyncio
 from chassis import telemetry
 from chassis.settings import TelemetrySettings
 from testkit.trial.rig import Rig
-from testkit.trial.trial import LINES
 
 from tools.local import stack as local
 from tools.local.stack import Stack
 from tools.world import World
 
+_LINES = pytest.StashKey[list[str]]()
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[LINES] = []
+    config.stash[_LINES] = []
     telemetry.setup("faults", "test", TelemetrySettings(log_level="error"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The numbers that the claim rests on."""
-    for line in config.stash[LINES]:
+    for line in config.stash[_LINES]:
         terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def last_words(request: pytest.FixtureRequest) -> list[str]:
+    """Lines that the session shall end with."""
+    return request.config.stash[_LINES]
 
 
 @pytest.fixture(scope="session", name="broken_stack")

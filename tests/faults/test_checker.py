@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from testkit.trial.driver import Habits
 from testkit.trial.rig import Rig
 from testkit.trial.trial import trial
 
@@ -21,10 +20,9 @@ from tools.world import World
     ],
 )
 async def test_a_seeded_bug_is_found(rig: Rig, tmp_path: Path, seed: int, bug: str, service: str, presses: int, found: set[str]) -> None:
-    hasty = Habits(patience_s=5)
     # With one replica: or half of the work would go past the bug.
     async with rig.down(f"{service}-b"), rig.otherwise(f"{service}-a", f"bug:{bug}"):
-        report = await trial(rig, tmp_path, seed=seed, presses=presses, rate=12, officers=30, habits=hasty, settled_within_s=20)
+        report = await trial(rig, tmp_path, seed=seed, presses=presses, rate=12, officers=30, patience_s=5, settled_within_s=20)
     assert {v.invariant for v in report.violations} & found, "\n".join(report.lines())
 
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import pytest
 from testkit.trial.faults import FAULTS
 from testkit.trial.rig import Rig
-from testkit.trial.trial import LINES, trial
+from testkit.trial.trial import trial
 
 # One of each kind that is over within seconds; `make fault-nightly` runs all, again and again.
 SHARE = (
@@ -26,10 +25,10 @@ SHARE = (
 )
 
 
-async def test_every_kind_of_fault_breaks_no_promise(rig: Rig, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+async def test_every_kind_of_fault_breaks_no_promise(rig: Rig, tmp_path: Path, last_words: list[str]) -> None:
     chosen = [fault for fault in FAULTS if fault.name in SHARE]
     report = await trial(rig, tmp_path, seed=4, presses=200, rate=6, officers=40, faults=chosen, pause_s=0.5)
-    request.config.stash[LINES] += [*report.faults, *report.lines()]
+    last_words += [*report.faults, *report.lines()]
     assert len(report.faults) == len(SHARE)
     assert not report.violations, "\n".join(report.lines())
     assert report.delivered_again >= 0.05 * report.delivered

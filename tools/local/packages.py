@@ -98,10 +98,6 @@ class Kafka:
         """Whether there is no data yet."""
         return not (self._folder / "data" / "meta.properties").exists()
 
-    def purge(self) -> None:
-        """Remove all data."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
     def ready(self) -> None:
         """Raise until the broker answers."""
         AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0}).list_topics(timeout=1)

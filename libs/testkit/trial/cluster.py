@@ -10,8 +10,9 @@ from pathlib import Path
 from confluent_kafka import ElectionType, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from testkit.trial.faults import FAULTS, Fault
-from testkit.trial.rig import Rig, until_async
+from testkit.trial.faults import FAULTS, Act, Fault
+from testkit.trial.rig import READY_WITHIN_S, Rig
+from tools.world import until
 
 _BATCH_HEADER = struct.Struct(">qi")  # base offset, length of what follows
 # What also belongs here of the faults of one broker: those that break only our own processes and the database.
@@ -33,43 +34,20 @@ async def _healthy(rig: Rig) -> None:
             return False
         return all(len(p.isrs) == len(p.replicas) and p.leader >= 0 for t in topics.values() for p in t.partitions.values())
 
-    await until_async(lambda: asyncio.to_thread(in_sync), "all replicas in sync")
+    await until(lambda: asyncio.to_thread(in_sync), "all replicas in sync", READY_WITHIN_S)
 
 
-async def _kill_one(rig: Rig, dice: random.Random) -> str:
-    """F6: it leads a third of all partitions."""
-    broker, seconds = dice.choice(_brokers(rig)), dice.uniform(1, 5)
-    async with rig.down(broker):
-        await asyncio.sleep(seconds)
-    await _healthy(rig)
-    return f"{broker} away for {seconds:.1f} s"
+def _without(count: int, least_s: float, most_s: float, *, frozen: bool = False) -> Act:
+    """Some brokers killed, or frozen, and not there for some time."""
 
+    async def act(rig: Rig, dice: random.Random) -> str:
+        brokers, seconds = dice.sample(_brokers(rig), count), dice.uniform(least_s, most_s)
+        async with rig.frozen(*brokers) if frozen else rig.down(*brokers):
+            await asyncio.sleep(seconds)
+        await _healthy(rig)
+        return f"{', '.join(brokers)} for {seconds:.1f} s"
 
-async def _freeze_one(rig: Rig, dice: random.Random) -> str:
-    """F7: for longer than its session, so that it comes back as a leader that is none any more."""
-    broker = dice.choice(_brokers(rig))
-    async with rig.frozen(broker):
-        await asyncio.sleep(15)
-    await _healthy(rig)
-    return f"{broker} for 15 s"
-
-
-async def _freeze_two(rig: Rig, dice: random.Random) -> str:
-    """F8: nothing can be replicated, and the controllers have no majority."""
-    brokers = dice.sample(_brokers(rig), 2)
-    async with rig.frozen(*brokers):
-        await asyncio.sleep(12)
-    await _healthy(rig)
-    return f"{', '.join(brokers)} for 12 s"
-
-
-async def _kill_two(rig: Rig, dice: random.Random) -> str:
-    """F10, F13: below the least of in-sync replicas, and no majority of controllers."""
-    brokers = dice.sample(_brokers(rig), 2)
-    async with rig.down(*brokers):
-        await asyncio.sleep(8)
-    await _healthy(rig)
-    return ", ".join(brokers)
+    return act
 
 
 async def _move_leaders(rig: Rig, dice: random.Random) -> str:
@@ -133,11 +111,11 @@ def _batches(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 CLUSTER_FAULTS = (
-    Fault("F6", "a broker killed", _kill_one),
-    Fault("F7", "a broker frozen for longer than its session", _freeze_one),
-    Fault("F8", "two of three brokers frozen", _freeze_two),
+    Fault("F6", "a broker killed, which leads a third of all partitions", _without(1, 1, 5)),
+    Fault("F7", "a broker frozen for longer than its session", _without(1, 15, 15, frozen=True)),
+    Fault("F8", "two of three brokers frozen", _without(2, 12, 12, frozen=True)),
     Fault("F9", "leaders move", _move_leaders),
-    Fault("F10", "two of three brokers killed, and with them the controllers' majority (F13)", _kill_two),
+    Fault("F10", "two of three brokers killed, and with them the controllers' majority (F13)", _without(2, 8, 8)),
     Fault("F11", "a broker loses its page cache", _lose_page_cache),
     Fault("F16", "the first broker cut off from the others", _cut_between_brokers),
     *(fault for fault in FAULTS if fault.number in _OURS),

@@ -5,8 +5,7 @@ import contextlib
 import itertools
 import random
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable
 
 import grpc
 from sightline.activation.v1.activation_pb2 import ActivationState
@@ -17,29 +16,30 @@ from testkit.trial.journal import ERROR, OK, UNKNOWN, Journal
 from tools.roster import Member, check_in, check_out
 from tools.simulator.camera import Camera
 from tools.simulator.gateway import PAUSE_S, REFUSED
-from tools.world import World
+from tools.world import World, surely
 
 _ANSWER_WITHIN_S = 60.0
 
 
-@dataclass(frozen=True)
-class Habits:
-    """How often a press is followed by something else; shares of one."""
-
-    sent_twice: float = 0.05
-    pressed_again: float = 0.05
-    cancelled: float = 0.03
-    cleared_at_once: float = 0.05
-    repaired: float = 0.03
-    rebooted: float = 0.03  # the camera, while its order may be on the way (F38)
-    # Seconds that a camera may take to start before the driver goes on; the checker then says what is missing.
-    patience_s: float = 60.0
+# How often a press is followed by something else; shares of one.
+HABITS = {
+    "sent_twice": 0.05,
+    "pressed_again": 0.05,
+    "cancelled": 0.03,
+    "cleared_at_once": 0.05,
+    "repaired": 0.03,
+    "rebooted": 0.03,  # the camera, while its order may be on the way (F38)
+}
 
 
 class Driver:
     """Takes officers from a pool; each presses, is recorded, is cleared, and goes back."""
 
-    def __init__(self, world: World, members: list[Member], spares: dict[str, str], journal: Journal, cameras: Journal, seed: int) -> None:
+    def __init__(
+        self, world: World, members: list[Member], spares: dict[str, str], journal: Journal, cameras: Journal, seed: int, patience_s: float
+    ) -> None:
+        # How long a camera may take to start before we go on; the checker then says what is missing.
+        self._patience_s = patience_s
         self._world, self._journal, self._cameras = world, journal, cameras
         self._spares = spares  # officer → a second camera, for changes during an emergency
         self._random = random.Random(seed)  # noqa: S311 (a trial must be repeatable)
@@ -56,7 +56,7 @@ class Driver:
         self._cameras.note(what, camera=camera.camera_id, emergency_id=handled.emergency_id, epoch=handled.epoch)
         self._acted.setdefault(handled.emergency_id, asyncio.Event()).set()
 
-    async def run(self, presses: int, rate: float, habits: Habits, over: asyncio.Event) -> None:
+    async def run(self, presses: int, rate: float, over: asyncio.Event) -> None:
         """Press at `rate` a second, `presses` times and on until it is over; return when the last has come to its end."""
         start = time.monotonic()
         async with asyncio.TaskGroup() as running:
@@ -66,10 +66,10 @@ class Driver:
                 await asyncio.sleep(max(0.0, start + n / rate - time.monotonic()))
                 self.late += self._free.empty()
                 member = await self._free.get()
-                running.create_task(self._one(member, habits))
+                running.create_task(self._one(member))
 
-    async def _one(self, member: Member, habits: Habits) -> None:
-        dice = {name: self._random.random() < share for name, share in vars(habits).items() if name != "patience_s"}
+    async def _one(self, member: Member) -> None:
+        dice = {name: self._random.random() < share for name, share in HABITS.items()}
         self._world.cameras[member.camera_ids[0]].recording = False
         emergency_id = await self._press(member, twice=dice["sent_twice"], cancel=dice["cancelled"])
         if dice["rebooted"]:
@@ -83,7 +83,7 @@ class Driver:
         if dice["pressed_again"]:
             await self._press(member, twice=False, cancel=False)
         if not dice["cleared_at_once"]:
-            await self._wait_for_camera(emergency_id, habits.patience_s)
+            await self._wait_for_camera(emergency_id)
         await self._clear(emergency_id)
         self._free.put_nowait(member)
 
@@ -123,19 +123,19 @@ class Driver:
         spare = self._spares[member.officer_id]
         changed = Member(member.officer_id, member.radio, (spare,), member.unit_id)
         self._spares[member.officer_id] = member.camera_ids[0]
-        await self._surely(lambda: check_in(self._world.admin, member), grpc.StatusCode.FAILED_PRECONDITION)
-        await self._surely(lambda: check_out(self._world.admin, changed), grpc.StatusCode.FAILED_PRECONDITION)
+        await surely(lambda: check_in(self._world.admin, member), grpc.StatusCode.FAILED_PRECONDITION)
+        await surely(lambda: check_out(self._world.admin, changed), grpc.StatusCode.FAILED_PRECONDITION)
         return changed
 
-    async def _wait_for_camera(self, emergency_id: str, patience_s: float) -> None:
+    async def _wait_for_camera(self, emergency_id: str) -> None:
         await self._journal.write("waited", emergency_id=emergency_id)
         acted = self._acted.setdefault(emergency_id, asyncio.Event())
         with contextlib.suppress(TimeoutError):  # the checker will say so
-            await asyncio.wait_for(acted.wait(), patience_s)
+            await asyncio.wait_for(acted.wait(), self._patience_s)
 
     async def _clear(self, emergency_id: str) -> None:
         # An emergency that is not there has been lost: the checker will say so.
-        await self._surely(lambda: self._world.clear(emergency_id), grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
+        await surely(lambda: self._world.clear(emergency_id), grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
         await self._journal.write("cleared", emergency_id=emergency_id)
 
     async def _quietly(self, work: Awaitable[object]) -> None:
@@ -143,17 +143,3 @@ class Driver:
             await work
         except grpc.aio.AioRpcError as error:
             self._journal.note("not done", code=error.code().name)
-
-    async def _surely(self, attempt: Callable[[], Awaitable[object]], *fine: grpc.StatusCode) -> None:
-        """Repeat until it is done; some answers mean that it was done already."""
-        deadline = time.monotonic() + _ANSWER_WITHIN_S
-        while True:
-            try:
-                await attempt()
-                return
-            except grpc.aio.AioRpcError as error:
-                if error.code() in fine:
-                    return
-                if time.monotonic() > deadline:
-                    raise
-            await asyncio.sleep(PAUSE_S)

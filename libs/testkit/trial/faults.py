@@ -84,46 +84,17 @@ async def _unnoted(rig: Rig, dice: random.Random) -> str:
     return await die_at(rig, _one(rig, dice, "emergency"), "publish.after", 1)
 
 
-async def _both_lanes_down(rig: Rig, dice: random.Random) -> str:
-    seconds = dice.uniform(2, 5)
-    async with rig.down(*(name for name in rig.services if name.startswith("joiner"))):
-        await asyncio.sleep(seconds)
-    return f"{seconds:.1f} s"
+def _without(prefix: str, least_s: float, most_s: float, *, frozen: bool = False) -> Act:
+    """All processes of a name killed, or frozen, and not there for some time."""
 
+    async def act(rig: Rig, dice: random.Random) -> str:
+        names = [process.name for process in rig.stack.processes if process.name.startswith(prefix)]
+        seconds = dice.uniform(least_s, most_s)
+        async with rig.frozen(*names) if frozen else rig.down(*names):
+            await asyncio.sleep(seconds)
+        return f"{', '.join(names)} for {seconds:.1f} s"
 
-async def _registry_away(rig: Rig, dice: random.Random) -> str:
-    seconds = dice.uniform(2, 4)
-    async with rig.frozen(*(name for name in rig.services if name.startswith("registry"))):
-        await asyncio.sleep(seconds)
-    return f"{seconds:.1f} s"
-
-
-async def _kill_kafka(rig: Rig, dice: random.Random) -> str:
-    seconds = dice.uniform(0, 3)
-    async with rig.down(KAFKA):
-        await asyncio.sleep(seconds)
-    return f"away for {seconds:.1f} s"
-
-
-async def _freeze_kafka(rig: Rig, dice: random.Random) -> str:
-    seconds = dice.uniform(2, 6)
-    async with rig.frozen(KAFKA):
-        await asyncio.sleep(seconds)
-    return f"{seconds:.1f} s"
-
-
-async def _kill_postgres(rig: Rig, dice: random.Random) -> str:
-    seconds = dice.uniform(0, 2)
-    async with rig.down(POSTGRES):
-        await asyncio.sleep(seconds)
-    return f"away for {seconds:.1f} s"
-
-
-async def _freeze_postgres(rig: Rig, dice: random.Random) -> str:
-    seconds = dice.uniform(2, 5)
-    async with rig.frozen(POSTGRES):
-        await asyncio.sleep(seconds)
-    return f"{seconds:.1f} s"
+    return act
 
 
 def _cut_off(service: str, **weather: bool) -> Act:
@@ -216,14 +187,14 @@ FAULTS = (
     Fault("F20", "streams frozen", _freezing("streams", 5)),
     Fault("F22", "a handler raises", _handler_raises),
     Fault("F23", "poison on the topics", _poison),
-    Fault("F25", "PostgreSQL killed", _kill_postgres),
-    Fault("F26", "PostgreSQL frozen", _freeze_postgres),
+    Fault("F25", "PostgreSQL killed", _without(POSTGRES, 0, 2)),
+    Fault("F26", "PostgreSQL frozen", _without(POSTGRES, 2, 5, frozen=True)),
     Fault("F27", "a commit's answer lost", _lose_the_answer_of_a_commit),
     Fault("F51", "emergency terminated", _terminating("emergency")),
     Fault("F51", "streams terminated", _terminating("streams")),
     Fault("F51", "a lane terminated", _terminating("joiner")),
-    Fault("-", "both lanes down", _both_lanes_down),
-    Fault("-", "both registries frozen", _registry_away),
-    Fault("-", "Kafka killed", _kill_kafka),
-    Fault("-", "Kafka frozen", _freeze_kafka),
+    Fault("-", "both lanes down", _without("joiner", 2, 5)),
+    Fault("-", "both registries frozen", _without("registry", 2, 4, frozen=True)),
+    Fault("-", "Kafka killed", _without(KAFKA, 0, 3)),
+    Fault("-", "Kafka frozen", _without(KAFKA, 2, 6, frozen=True)),
 )

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Self
 
@@ -11,6 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from testkit import sabotage
 from testkit.proxy import Proxy
+from tools import world
 from tools.local.process import Process, free_ports, reap, stop
 from tools.local.stack import Stack, process_named, restart, serving
 
@@ -76,7 +77,7 @@ class Rig:
     async def serves(self, name: str) -> None:
         """Wait until a process serves; brokers and databases are waited for by those who use them."""
         if name in self.stack.health:
-            await until_async(lambda: asyncio.to_thread(serving, self.stack, name), f"{name} to serve")
+            await world.until(lambda: asyncio.to_thread(serving, self.stack, name), f"{name} to serve", READY_WITHIN_S)
 
     @asynccontextmanager
     async def down(self, *names: str) -> AsyncIterator[None]:
@@ -119,7 +120,7 @@ class Rig:
         process = await asyncio.to_thread(restart, self.stack, name, more, "testkit.sabotage" if order else None)
         try:
             with contextlib.suppress(TimeoutError) if order.startswith("die") else contextlib.nullcontext():
-                await until_async(lambda: self._serves_or_died(process), f"{name} to serve")
+                await world.until(lambda: self._serves_or_died(process), f"{name} to serve", READY_WITHIN_S)
             yield process
         finally:
             await asyncio.to_thread(stop, [self.process(name)])
@@ -146,14 +147,4 @@ async def until(attempt: Callable[[], bool], what: str, within_s: float = READY_
     async def tried() -> bool:
         return attempt()
 
-    await until_async(tried, what, within_s)
-
-
-async def until_async(attempt: Callable[[], Awaitable[bool]], what: str, within_s: float = READY_WITHIN_S) -> None:
-    """Wait for a condition that has to be asked for."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + within_s
-    while not await attempt():
-        if loop.time() > deadline:
-            raise TimeoutError(f"{what}: not within {within_s:.0f} s")
-        await asyncio.sleep(_LOOK_EVERY_S)
+    await world.until(tried, what, within_s)

@@ -11,26 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 from chassis.bus import client_config
 from chassis.settings import KafkaSettings
 from confluent_kafka import Consumer, Producer
 from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, EMERGENCY_EVENT, REGISTRY_DUTY
 
 from testkit.trial.checker import Violation, check
-from testkit.trial.driver import Driver, Habits
+from testkit.trial.driver import Driver
 from testkit.trial.evidence import Evidence, collect, deadlocks, unfinished, waiting
 from testkit.trial.faults import Fault
 from testkit.trial.journal import OK, Journal
-from testkit.trial.rig import Rig, until_async
+from testkit.trial.rig import Rig
 from tools.roster import Member, check_out, member
-from tools.world import World
+from tools.world import World, until
 
-# What the tests of a session have to say at its end.
-LINES = pytest.StashKey[list[str]]()
 _AGAIN = b"delivered-again"
 _FIRST_UNIT = 20_000
-USUAL = Habits()
 
 
 @dataclass
@@ -122,7 +118,7 @@ async def trial(
     faults: Sequence[Fault] = (),
     pause_s: float = 1.0,
     redelivered: float = 0.1,
-    habits: Habits = USUAL,
+    patience_s: float = 60.0,
     settled_within_s: float = 180.0,  # ten times, and more, what draining takes
     prepare: Callable[[World], None] = lambda world: None,
     progress: Callable[[str], None] = lambda text: None,
@@ -136,13 +132,13 @@ async def trial(
     locked = await asyncio.to_thread(deadlocks, rig.stack.database)
     async with World(rig.stack, agency) as world:
         progress("begin of shift")
-        async with _at_work(world, members, spares, folder, seed) as driver:
+        async with _at_work(world, members, spares, folder, seed, patience_s) as driver:
             prepare(world)
             again = Redelivery(rig.stack.kafka, redelivered, seed)
             again.start()
             dice = random.Random(seed)  # noqa: S311 (a trial must be repeatable)
             over = asyncio.Event()
-            driving = asyncio.create_task(driver.run(presses, rate, habits, over))
+            driving = asyncio.create_task(driver.run(presses, rate, over))
             try:
                 await _break(rig, faults, dice, pause_s, report, timeline, progress)
                 over.set()
@@ -199,10 +195,12 @@ def _people(seed: int, officers: int) -> tuple[list[Member], dict[str, str]]:
 
 
 @asynccontextmanager
-async def _at_work(world: World, members: list[Member], spares: dict[str, str], folder: Path, seed: int) -> AsyncIterator[Driver]:
+async def _at_work(
+    world: World, members: list[Member], spares: dict[str, str], folder: Path, seed: int, patience_s: float
+) -> AsyncIterator[Driver]:
     """Everybody on shift with linked cameras, spare ones too, and the journals open."""
     presses, cameras = Journal(folder / "presses.jsonl"), Journal(folder / "cameras.jsonl")
-    driver = Driver(world, members, spares, presses, cameras, seed)
+    driver = Driver(world, members, spares, presses, cameras, seed, patience_s)
     await world.enrol([Member(m.officer_id, m.radio, (*m.camera_ids, spares[m.officer_id]), m.unit_id) for m in members])
     gate, dice = asyncio.Semaphore(8), random.Random(seed)  # noqa: S311 (a trial must be repeatable)
 
@@ -235,4 +233,4 @@ async def _settled(rig: Rig, agency: str, within_s: float) -> None:
         return not any(left.values()) and not await asyncio.to_thread(unfinished, rig.stack.database, agency)
 
     with contextlib.suppress(TimeoutError):  # the checker says what is missing
-        await until_async(quiet, "an empty outbox", within_s)
+        await until(quiet, "an empty outbox", within_s)
