@@ -156,7 +156,11 @@ def keep(result: Result) -> Path:
     chart.x_labels = [name for name, _ in result.gaps][::-1]
     chart.add("ms", [round(value) for _, value in result.gaps][::-1])
     chart.render_to_file(str(RESULTS / "gaps.svg"))
-    chart = pygal.Bar(title=f"Press → command, ms ({result.at[:10]})", print_values=True, formatter=lambda value: f"{value:.1f}", js=[])
+    # Logarithmic: an overrun at one rate would flatten all else.
+    chart = pygal.Bar(
+        title=f"Press → command, ms, logarithmic ({result.at[:10]})", logarithmic=True, print_values=True, width=1100, js=[],
+        formatter=lambda value: f"{value:.0f}", legend_at_bottom=True, legend_at_bottom_columns=4, truncate_legend=-1,
+    )  # fmt: skip
     chart.x_labels = ["p50", "p99", "max"]
     for name, lines in (
         (f"floor, {result.slow_rate:g}/s", result.floor_slow), (f"Sightline, {result.slow_rate:g}/s", result.path_slow),
