@@ -106,7 +106,7 @@ class Audit:
         if not rows:
             return False
         await asyncio.gather(*(self._publisher.publish(self._record(bytes(row["record"]), row["seq"])) for row in rows))
-        async with self._database.transaction() as tx:
+        async with self._database.transaction(durable=False) as tx:  # a mark that is lost means a record twice
             await tx.execute("UPDATE audit_record SET published_at = now() WHERE id = ANY(%s)", [[r["id"] for r in rows]])
         return len(rows) == _BATCH
 

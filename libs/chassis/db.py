@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, LiteralString, TypeVar
@@ -89,8 +89,11 @@ class Transaction:
         """All rows."""
         return await (await self._connection.execute(query, parameters)).fetchall()
 
-    async def many(self, query: LiteralString, parameters: Iterable[Sequence[Any]]) -> None:
+    async def many(self, query: LiteralString, parameters: Sequence[Sequence[Any]]) -> None:
         """Run a statement for many parameter sets, in one round trip or few."""
+        if len(parameters) == 1:
+            await self._connection.execute(query, parameters[0])  # a pipeline for one costs more than it spares
+            return
         async with self._connection.cursor() as cursor:
             await cursor.executemany(query, parameters)
 
@@ -158,10 +161,11 @@ class Database:
         await self._pool.close(timeout=2)
 
     @asynccontextmanager
-    async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Transaction]:
+    async def transaction(self, *, snapshot: bool = False, durable: bool = True) -> AsyncIterator[Transaction]:
         """Commit at the end of the body; on an exception roll back. Unavailable if the database cannot be had.
 
         With `snapshot` all statements see one state of the database; without, each sees what is committed by then.
+        What is not `durable` does not wait for the disk: a crash of PostgreSQL may take back the last half second of it.
         """
         try:
             connection = await self._pool.getconn()
@@ -171,6 +175,8 @@ class Database:
             tx = Transaction(connection)
             if snapshot:
                 await tx.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            if not durable:
+                await tx.execute("SET LOCAL synchronous_commit = off")
             yield tx
             ids = await tx.store_outbox()
             await _surely(connection.commit())
@@ -206,13 +212,11 @@ class Database:
             self._marking = asyncio.create_task(self._mark())
 
     async def _mark(self) -> None:
-        """Mark what has been published, many at a time. A mark that is lost only means that a record is published twice,
-        so its commit need not wait for the disk."""
+        """Mark what has been published, many at a time. A mark that is lost only means that a record is published twice."""
         await asyncio.sleep(_MARK_AFTER_S)
         self._marking, done, self._published = None, self._published, []
         try:
-            async with self.transaction() as tx:
-                await tx.execute("SET LOCAL synchronous_commit = off")
+            async with self.transaction(durable=False) as tx:
                 await tx.execute("UPDATE outbox SET published_at = clock_timestamp() WHERE id = ANY(%s)", [done])
         except Unavailable:
             telemetry.log().warning("published but not marked; will be published again", records=len(done))

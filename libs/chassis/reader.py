@@ -1,7 +1,7 @@
 """Kafka: `tail` without a group, `consume` with one, dead letters for poison."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -15,11 +15,14 @@ from chassis.settings import KafkaSettings
 
 T = TypeVar("T")
 Handler = Callable[[Received], Awaitable[None]]
+BatchHandler = Callable[[Sequence[Received]], Awaitable[None]]
 _ATTEMPTS, _BACKOFF_S, _BACKOFF_MAX_S, _BATCH = 3, 0.05, 2.0, 500
 
 
 class Reader:
     """Reads records one after the other into a handler that may be slow, may fail and may find poison."""
+
+    _linger_s = 0.0
 
     def __init__(self, name: str, topics: tuple[Topic, ...], handle: Handler, settings: KafkaSettings, publisher: Publisher) -> None:
         self._name, self._topics, self._handle, self._publisher = name, topics, handle, publisher
@@ -96,19 +99,19 @@ class Reader:
     def _poll(self, consumer: Consumer) -> list[Message]:
         """Wait for one message, then take what lies ready behind it."""
         first = consumer.poll(0.5)
-        return [first, *consumer.consume(_BATCH, 0)] if first is not None else []
+        return [first, *consumer.consume(_BATCH, self._linger_s)] if first is not None else []
 
     async def _read(self, consumer: Consumer, *, commit: bool) -> None:
-        positions: dict[tuple[str, int], int] = {}
+        batch: list[Received] = []
         for message in await self._off_loop(self._poll, consumer):
             if (error := message.error()) is not None:
                 telemetry.log().warning("kafka read", reader=self._name, error=str(error))
-                continue
-            received = Received.of(message)
-            await self._handle_surely(received)
-            positions[received.topic, received.partition] = received.offset + 1
-        if not positions:
+            else:
+                batch.append(Received.of(message))
+        if not batch:
             return
+        await self._handle_all(batch)
+        positions = {(received.topic, received.partition): received.offset + 1 for received in batch}
         if commit:
             done = [TopicPartition(topic, partition, offset) for (topic, partition), offset in positions.items()]
             await self._off_loop(lambda: consumer.commit(offsets=done, asynchronous=False))
@@ -121,6 +124,10 @@ class Reader:
         self._targets = {p: end for p, end in self._targets.items() if positions.get(p, 0) < end}
         if not self._targets:
             self.caught_up.set()
+
+    async def _handle_all(self, batch: Sequence[Received]) -> None:
+        for received in batch:
+            await self._handle_surely(received)
 
     async def _handle_surely(self, received: Received) -> None:
         """Handle a record; wait while our surroundings are down; dead-letter it if it cannot be handled."""
@@ -151,6 +158,26 @@ class Reader:
                 return await self._publisher.publish(record)
             except TRANSIENT:
                 await asyncio.sleep(_BACKOFF_MAX_S)
+
+
+class BatchReader(Reader):
+    """Reads what arrives within a short time, up to 500 records, into a handler that takes them together.
+
+    If it cannot, it gets them one by one: the good ones are kept, poison is set aside.
+    """
+
+    def __init__(
+        self, name: str, topics: tuple[Topic, ...], handle: BatchHandler, settings: KafkaSettings, publisher: Publisher, linger_s: float
+    ) -> None:
+        super().__init__(name, topics, lambda received: handle([received]), settings, publisher)
+        self._handle_batch, self._linger_s = handle, linger_s
+
+    async def _handle_all(self, batch: Sequence[Received]) -> None:
+        try:
+            await self._handle_batch(batch)
+        except Exception as error:
+            telemetry.log().warning("a batch is handled one by one", reader=self._name, records=len(batch), error=repr(error))
+            await super()._handle_all(batch)
 
 
 def dead_letter(reader: str, received: Received, error: Exception) -> Record:

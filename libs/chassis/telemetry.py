@@ -19,6 +19,7 @@ from chassis.settings import TelemetrySettings
 
 TRACEPARENT = "traceparent"
 _propagator = TraceContextTextMapPropagator()
+_tracer = trace.get_tracer("sightline")  # a proxy, until `setup` gives it a provider
 
 
 def setup(service: str, replica: str, settings: TelemetrySettings) -> None:
@@ -76,7 +77,7 @@ def span(
 ) -> Iterator[Span]:
     """Run the body in a span; `parent` is a traceparent from the wire, else the current span is the parent."""
     context = _propagator.extract({TRACEPARENT: parent}) if parent else None
-    with trace.get_tracer("sightline").start_as_current_span(name, context, kind, attributes) as current:
+    with _tracer.start_as_current_span(name, context, kind, attributes) as current:
         yield current
 
 

@@ -8,7 +8,7 @@ from chassis.bus import Publisher, check_topics
 from chassis.clock import SystemClock
 from chassis.db import Database
 from chassis.identity import TokenVerifier
-from chassis.reader import Reader
+from chassis.reader import BatchReader
 from chassis.rpc import Server, connect
 from chassis.run import App, run, wait_for
 from contracts.callers import ALLOWED
@@ -21,6 +21,8 @@ from services.emergency.peers import RegistryPeer
 from services.emergency.service import EmergencyService
 from services.emergency.settings import EmergencySettings
 from services.emergency.store import Store
+
+_LINGER_S = 0.05  # outcomes are shown so much later, many at a time
 
 
 async def main(app: App[EmergencySettings]) -> None:
@@ -45,7 +47,7 @@ async def main(app: App[EmergencySettings]) -> None:
     watchtower = Watchtower(service)
     server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
     add_EmergencyServiceServicer_to_server(EmergencyApi(service, watchtower, clock), server.grpc)
-    results = Reader("emergency", ResultReader.topics, ResultReader(service), settings.kafka, publisher)
+    results = BatchReader("emergency", ResultReader.topics, ResultReader(service), settings.kafka, publisher, _LINGER_S)
 
     app.ship(database, audit)
     app.repeat("late pins", 1.0, service.fill_pins)

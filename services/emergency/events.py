@@ -1,5 +1,6 @@
 """Emergencies on their way out, activation results on their way in; protobuf <-> model."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from sightline.common.v1.radio_pb2 import Position, RadioIdentity
 from sightline.emergency.v1 import emergency_pb2 as pb
 
 from services.emergency.model import Clocks, Emergency, Fact, RadioId, Subject
-from services.emergency.service import EmergencyService
+from services.emergency.service import EmergencyService, Result
 
 # Results of emergencies older than this are not waited for any more.
 RESULTS_SINCE = timedelta(hours=24)
@@ -125,13 +126,17 @@ class ResultReader:
     def __init__(self, service: EmergencyService) -> None:
         self._service = service
 
-    async def __call__(self, received: Received) -> None:
-        """Handle one record of `activation.result`."""
-        result = parse(ActivationResult, received.value)
-        try:
-            UUID(result.emergency_id)
-        except ValueError as error:
-            raise PoisonError("a result without an emergency") from error
-        if not result.version or len(result.camera_id) > _ID:
-            raise PoisonError("a result without version, or with an impossible camera")
-        await self._service.keep_result(result.emergency_id, result.epoch, result.camera_id, result.version, received.value)
+    async def __call__(self, batch: Sequence[Received]) -> None:
+        """Handle records of `activation.result`."""
+        await self._service.keep_results([_to_result(received.value) for received in batch])
+
+
+def _to_result(value: bytes) -> Result:
+    message = parse(ActivationResult, value)
+    try:
+        UUID(message.emergency_id)
+    except ValueError as error:
+        raise PoisonError("a result without an emergency") from error
+    if not message.version or len(message.camera_id) > _ID:
+        raise PoisonError("a result without version, or with an impossible camera")
+    return Result(message.emergency_id, message.epoch, message.camera_id, message.version, value)

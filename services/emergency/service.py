@@ -1,6 +1,7 @@
 """The emergency service's use cases."""
 
 import asyncio
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -33,7 +34,7 @@ from services.emergency.model import (
 # The gateway gets an answer within a second, whatever hangs; the database is never told to hurry (a cancelled wait
 # for a standby at the commit would look like a success).
 ANSWER_WITHIN_S = 0.9
-_FILL_BATCH, _WARM = 50, 20_000
+_FILL_BATCH, _UNANSWERED_AT_MOST, _WARM = 50, 5, 20_000
 _SYSTEM = Who(ActorKind.ACTOR_KIND_SERVICE, "service/emergency", "platform")
 
 
@@ -53,6 +54,22 @@ class Seen:
     emergency_id: str
     agency_id: str
     shown: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an activation came to; `content` is the record as it was published."""
+
+    emergency_id: str
+    epoch: int
+    camera_id: str
+    version: int
+    content: bytes
+
+    @property
+    def name(self) -> tuple[str, int, str]:
+        """Which activation."""
+        return self.emergency_id, self.epoch, self.camera_id
 
 
 @dataclass(frozen=True)
@@ -93,7 +110,7 @@ class Emergencies(Protocol):
     async def seen(self, tx: Transaction, lately: timedelta, *, and_open: bool) -> list[Seen]: ...
     async def several(self, tx: Transaction, ids: Sequence[str]) -> list[Emergency]: ...
     async def results(self, tx: Transaction, ids: Sequence[str]) -> Mapping[str, list[bytes]]: ...
-    async def keep_result(self, tx: Transaction, emergency_id: str, epoch: int, camera_id: str, version: int, result: bytes) -> bool: ...
+    async def keep_results(self, tx: Transaction, results: Sequence[Result]) -> None: ...
     async def newest_results(self, tx: Transaction, limit: int) -> list[tuple[tuple[str, int, str], int]]: ...
 
 
@@ -242,10 +259,15 @@ class EmergencyService:
         """Ask the registry again for emergencies that it gave no word on."""
         async with self._reading.transaction() as tx:
             waiting = await self._store.unpinned(tx, _FILL_BATCH)
+        random.shuffle(waiting)  # one radio that gets no answer must not keep the others waiting
+        unanswered = 0
         for each in waiting:
             holder = await self._registry.holder(each.radio, each.epoch_started_at, each.agency_id)
             if holder is None:
-                return  # it still does not answer
+                unanswered += 1
+                if unanswered == _UNANSWERED_AT_MOST:
+                    return
+                continue
             async with self._database.transaction() as tx:
                 emergency = await self._store.get(tx, each.emergency_id, lock=True)
                 if emergency is not None:
@@ -282,14 +304,19 @@ class EmergencyService:
             results = await self._store.results(tx, ids)
             return [(e, results.get(e.emergency_id, [])) for e in await self._store.several(tx, ids)]
 
-    async def keep_result(self, emergency_id: str, epoch: int, camera_id: str, version: int, result: bytes) -> None:
-        """Show what an activation came to."""
-        name = (emergency_id, epoch, camera_id)
-        if (self._results.get(name) or 0) >= version:
+    async def keep_results(self, results: Sequence[Result]) -> None:
+        """Show what activations came to."""
+        newest: dict[tuple[str, int, str], Result] = {}
+        for result in results:
+            known = newest[result.name].version if result.name in newest else self._results.get(result.name) or 0
+            if known < result.version:
+                newest[result.name] = result
+        if not newest:
             return
         async with self._reading.transaction() as tx:
-            await self._store.keep_result(tx, emergency_id, epoch, camera_id, version, result)
-        self._results.put(name, version)
+            await self._store.keep_results(tx, sorted(newest.values(), key=lambda result: result.name))
+        for name, result in newest.items():
+            self._results.put(name, result.version)
         self.changed.set()
 
     async def warm_up(self) -> None:

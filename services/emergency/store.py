@@ -9,7 +9,7 @@ from psycopg.types.json import Jsonb
 from pydantic import TypeAdapter
 
 from services.emergency.model import KEY_LIFE, Emergency, Fact, Press, RadioId
-from services.emergency.service import KnownPress, OpenEmergency, Seen
+from services.emergency.service import KnownPress, OpenEmergency, Result, Seen
 
 _EMERGENCY, _FACT = TypeAdapter(Emergency), TypeAdapter(Fact)
 _SEEN: LiteralString = "SELECT emergency_id::text, agency_id, shown FROM emergency WHERE shown_at > now() - %s"
@@ -153,17 +153,23 @@ class Store:
             found.setdefault(row["emergency_id"], []).append(bytes(row["result"]))
         return found
 
-    async def keep_result(self, tx: Transaction, emergency_id: str, epoch: int, camera_id: str, version: int, result: bytes) -> bool:
-        """Keep a result if it is newer than the one known, and let watchers see it."""
-        kept = await tx.execute(
-            "INSERT INTO activation AS a (emergency_id, epoch, camera_id, version, result) VALUES (%s, %s, %s, %s, %s)"
+    async def keep_results(self, tx: Transaction, results: Sequence[Result]) -> None:
+        """Keep those that are newer than what is known, and let watchers see it; given in order of their names."""
+        columns = [[r.emergency_id for r in results], [r.epoch for r in results], [r.camera_id for r in results],
+                   [r.version for r in results], [r.content for r in results]]  # fmt: skip
+        kept = await tx.all(
+            "INSERT INTO activation AS a (emergency_id, epoch, camera_id, version, result)"
+            " SELECT * FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::bigint[], %s::bytea[])"
             " ON CONFLICT (emergency_id, epoch, camera_id) DO UPDATE SET version = excluded.version, result = excluded.result"
-            " WHERE a.version < excluded.version",
-            [emergency_id, epoch, camera_id, version, result],
+            " WHERE a.version < excluded.version RETURNING emergency_id",
+            columns,
         )
-        if kept:
-            await tx.execute("UPDATE emergency SET shown = shown + 1, shown_at = now() WHERE emergency_id = %s", [emergency_id])
-        return bool(kept)
+        # Locked in one order, so that two replicas cannot block each other.
+        await tx.execute(
+            "UPDATE emergency SET shown = shown + 1, shown_at = now() WHERE emergency_id IN"
+            " (SELECT emergency_id FROM emergency WHERE emergency_id = ANY(%s) ORDER BY emergency_id FOR UPDATE)",
+            [[row["emergency_id"] for row in kept]],
+        )
 
     async def newest_results(self, tx: Transaction, limit: int) -> list[tuple[tuple[str, int, str], int]]:
         """Versions of the newest emergencies' results by (emergency, epoch, camera), oldest first."""

@@ -23,10 +23,16 @@ class Progress:
     def __init__(self) -> None:
         self._read: dict[Place, int] = {}
         self._waiting: dict[Place, tuple[int, float]] = {}
+        self._ends: Mapping[Place, int] = {}
 
     def passed(self, topic: str, partition: int, offset: int) -> None:
         """The record at this offset has been dealt with."""
         self._read[topic, partition] = offset + 1
+
+    def is_current(self, topic: str, partition: int) -> bool:
+        """Whether all that lay in the partition at the last look has been read; False while the brokers are away."""
+        place = topic, partition
+        return place in self._ends and self._read.get(place, -1) >= self._ends[place]
 
     def stalled_s(self, ends: Mapping[Place, int], now: float) -> float:
         """Longest time in seconds that a partition has lain still with unread records; `ends` are the log's ends."""
@@ -42,12 +48,14 @@ class Progress:
 
     def begin(self, ends: Mapping[Place, int]) -> None:
         """What lies before our first look is not ours to judge."""
+        self._ends = ends
         for place, end in ends.items():
             self._read.setdefault(place, end)
 
     def forgive(self) -> None:
         """Start counting anew: the brokers were away, nobody could have read."""
         self._waiting.clear()
+        self._ends = {}
 
 
 class Watchdog:

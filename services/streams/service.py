@@ -2,8 +2,7 @@
 
 import asyncio
 import random
-from collections import OrderedDict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -13,7 +12,7 @@ from chassis.audit import Audit, Entry
 from chassis.bus import TRANSIENT
 from chassis.clock import Clock
 from chassis.db import Database, Row, Transaction
-from chassis.errors import Changed, NotFound, Unavailable
+from chassis.errors import Changed, NotFound
 from chassis.identity import Caller, Machine
 from chassis.recent import Recent
 from sightline.audit.v1.record_pb2 import AuditOutcome
@@ -36,9 +35,12 @@ from services.streams.model import (
     is_early,
     refusal_of_decision,
 )  # fmt: skip
+from services.streams.waiting import Waiting
 
-# Early decisions that are kept at the most; what gives way is decided by `reconcile`.
-_EARLY_AT_MOST, _EARLY_FOR = 1000, timedelta(seconds=2)
+# What waits at the most; `reconcile` brings back what gives way. Decisions wait for their emergency only so long.
+_WAITING_AT_MOST, _EARLY_FOR = 1000, timedelta(seconds=2)
+# What another replica is expected to do is looked at after this time.
+_LATER = timedelta(milliseconds=150)
 # Gaps that one turn closes at the most, and how many at a time.
 _GAPS_AT_MOST, _GAPS_AT_ONCE = 500, 8
 # Entries that a start reads: more than a day of emergencies, or of decisions.
@@ -55,6 +57,8 @@ class Streams(Protocol):
     async def keep_emergency(self, tx: Transaction, known: KnownEmergency) -> bool: ...
     async def emergency(self, tx: Transaction, emergency_id: str) -> KnownEmergency | None: ...
     async def newest_versions(self, tx: Transaction, limit: int) -> list[tuple[str, int]]: ...
+    async def versions(self, tx: Transaction, ids: Sequence[str]) -> dict[str, int]: ...
+    async def answers(self, tx: Transaction, names: Iterable[tuple[str, int]]) -> dict[tuple[str, int], bytes]: ...
     async def newest_answers(self, tx: Transaction, limit: int) -> list[tuple[tuple[str, int], bytes]]: ...
     async def gaps(self, tx: Transaction, there: Sequence[OpenEmergency]) -> list[Gap]: ...
     async def open_but_for(self, tx: Transaction, ids: Sequence[str], limit: int) -> list[str]: ...
@@ -111,32 +115,10 @@ class Announcer(Protocol):
         ...
 
 
-class EarlyDecisions:
-    """Decisions that came before their emergency; each waits for it, and not for long. The oldest gives way."""
-
-    def __init__(self) -> None:
-        self._waiting: OrderedDict[tuple[str, int, str, bytes], tuple[Decision, datetime]] = OrderedDict()
-
-    def put(self, decision: Decision, now: datetime) -> None:
-        """Keep a decision; the first of an equal name stays."""
-        self._waiting.setdefault(_name(decision), (decision, now))
-        if len(self._waiting) > _EARLY_AT_MOST:
-            self._waiting.popitem(last=False)
-
-    def remove(self, decision: Decision) -> None:
-        """It has been dealt with."""
-        self._waiting.pop(_name(decision), None)
-
-    def of(self, emergency_id: str) -> list[Decision]:
-        """Those that wait for an emergency."""
-        return [decision for decision, _ in self._waiting.values() if decision.emergency_id == emergency_id] if self._waiting else []
-
-    def since(self, before: datetime) -> list[Decision]:
-        """Those that have waited since before a time."""
-        return [decision for decision, at in self._waiting.values() if at < before]
+Name = tuple[str, int, str, bytes]
 
 
-def _name(decision: Decision) -> tuple[str, int, str, bytes]:
+def _name(decision: Decision) -> Name:
     return decision.emergency_id, decision.epoch, decision.decided_by, decision.answer
 
 
@@ -160,7 +142,9 @@ class StreamsService:
         self._database, self._store, self._peers, self._announcer = database, store, peers, announcer
         self._audit, self._clock, self._replica = audit, clock, replica
         self._links: dict[tuple[str, str], LocalLink] = {}
-        self._early = EarlyDecisions()
+        self._decisions: Waiting[Name, Decision] = Waiting(_WAITING_AT_MOST)
+        self._news: Waiting[str, KnownEmergency] = Waiting(_WAITING_AT_MOST)
+        self._cameras: Recent[str, tuple[str, ...]] = Recent()  # of an emergency, as the last decision named them
         # Records come twice and more: from two lanes, from a start that reads a day again. These spare the database.
         self._versions: Recent[str, int] = Recent()
         self._answers: Recent[tuple[str, int], bytes] = Recent()
@@ -176,40 +160,71 @@ class StreamsService:
             self._answers.warm(await self._store.newest_answers(tx, _WARM))
 
     async def take_emergency(self, known: KnownEmergency) -> None:
-        """An emergency has changed; what has waited for it goes on."""
-        if (self._versions.get(known.emergency_id) or 0) < known.version:
-            await self._keep_emergency(known)
-            self._versions.put(known.emergency_id, known.version)
-        await self._take_early(known.emergency_id)
+        """An emergency has changed; decisions that have waited for it go on.
 
-    async def _take_early(self, emergency_id: str) -> None:
-        for decision in self._early.of(emergency_id):
-            await self._take_decision(decision)
+        The replica that holds the link of its camera acts at once. The others look a moment later whether it was done.
+        """
+        key = known.emergency_id
+        if (self._versions.get(key) or 0) < known.version:
+            is_ours = self._news.is_full or self._holds_a_link(known.agency_id, self._cameras.get(key) or ())
+            self._notice(known)
+            await self._take_waiting(key)
+            if is_ours and self._news.get(key) is not None:
+                await self._keep_emergency(known)
+        await self._take_waiting(key)
+
+    def _notice(self, known: KnownEmergency) -> None:
+        waits = self._news.get(known.emergency_id)
+        if waits is None or waits.version < known.version:
+            self._news.put(known.emergency_id, known, self._clock.now())
+
+    async def _take_waiting(self, emergency_id: str, *, all_of_them: bool = False) -> None:
+        for decision in self._decisions.all():
+            if decision.emergency_id == emergency_id and (all_of_them or self._is_ours(decision)):
+                await self._take_decision(decision)
 
     async def _keep_emergency(self, known: KnownEmergency) -> None:
-        """A clear or a new epoch withdraws what no camera has answered."""
         async with self._database.transaction() as tx:
-            if not await self._store.keep_emergency(tx, known):
-                return
-            if known.is_open and known.epoch == 1:
-                return  # there can be nothing to withdraw
-            there = await self._store.of_emergency(tx, known.emergency_id, lock=True)
-            gone = [a for a in there if not known.is_open or a.epoch < known.epoch]
-            await self._save(tx, gone, [a.withdrawn() for a in gone])
-            cameras = sorted({a.camera_id for a in gone if a.camera_id})
-            await self._store.raise_orders(tx, cameras, known.agency_id)
+            cameras = await self._keep(tx, known)
+        self._kept(known, cameras)
+
+    async def _keep(self, tx: Transaction, known: KnownEmergency) -> Sequence[str]:
+        """Write what is newer. A clear or a new epoch withdraws what no camera has answered; returns the cameras concerned."""
+        if not await self._store.keep_emergency(tx, known) or (known.is_open and known.epoch == 1):
+            return ()
+        there = await self._store.of_emergency(tx, known.emergency_id, lock=True)
+        gone = [a for a in there if not known.is_open or a.epoch < known.epoch]
+        await self._save(tx, gone, [a.withdrawn() for a in gone])
+        cameras = sorted({a.camera_id for a in gone if a.camera_id})
+        await self._store.raise_orders(tx, cameras, known.agency_id)
+        return cameras
+
+    def _kept(self, known: KnownEmergency, cameras: Sequence[str]) -> None:
+        """It is committed, by us or by another replica."""
+        key = known.emergency_id
+        self._versions.put(key, max(known.version, self._versions.get(key) or 0))
+        waits = self._news.get(key)
+        if waits is not None and waits.version <= known.version:
+            self._news.remove(key)
         self._wake(known.agency_id, cameras)
 
     async def take_decision(self, decision: Decision) -> None:
-        """The first decision of an (emergency, epoch) is executed; others are recorded. An early one waits."""
+        """The first decision of an (emergency, epoch) is executed; others are recorded.
+
+        It waits for its emergency, and for the replica that holds the camera's link.
+        """
         if self._answers.get((decision.emergency_id, decision.epoch)) == decision.answer:
             return  # it has been seen committed here, and our links have been woken
-        await self._take_surely(decision)
+        self._cameras.put(decision.emergency_id, decision.camera_ids)
+        is_ours = self._decisions.is_full or self._is_ours(decision)
+        # Kept before we look, so that its emergency cannot slip past us.
+        self._decisions.put(_name(decision), decision, self._clock.now())
+        if is_ours:
+            await self._take_decision(decision)
 
     async def _take_surely(self, decision: Decision) -> None:
         """Ask the database, whatever we remember of it."""
-        # Kept before we look, so that its emergency cannot slip past us.
-        self._early.put(decision, self._clock.now())
+        self._decisions.put(_name(decision), decision, self._clock.now())
         await self._take_decision(decision)
 
     async def _take_decision(self, decision: Decision, *, wait: bool = True) -> None:
@@ -218,29 +233,73 @@ class StreamsService:
         except TRANSIENT:
             raise
         except Exception:
-            self._early.remove(decision)  # it will never be managed: whoever brought it sets it aside
+            self._decisions.remove(_name(decision))  # it will never be managed: whoever brought it sets it aside
             raise
-        if why is None:
-            return
-        if not why:
+        if why is not None:
+            self._settled(decision, executed=not why)
+
+    def _settled(self, decision: Decision, *, executed: bool) -> None:
+        if executed:
             self._answers.put((decision.emergency_id, decision.epoch), decision.answer)
-        self._early.remove(decision)
+        self._decisions.remove(_name(decision))
         self._wake(decision.agency_id, decision.camera_ids)
 
     async def _decide(self, decision: Decision, *, wait: bool) -> str | None:
         """Execute or reject; why it was rejected, empty if it stands, None if it has to wait for its emergency."""
+        news, why = self._news.get(decision.emergency_id), None
+        cameras: Sequence[str] = ()
         async with self._database.transaction() as tx:
+            if news is not None:
+                cameras = await self._keep(tx, news)
             known = await self._store.emergency(tx, decision.emergency_id)
-            if wait and is_early(decision, known):
-                return None
-            why = refusal_of_decision(decision, known)
-            if not why and await self._store.accept(tx, decision, self._clock.now()):
-                await self._execute(tx, decision, emergency_is_open=bool(known and known.is_open))
-            elif not why and await self._differs(tx, decision):
-                why = "differs from the decision that was accepted first"
-            if why:
-                await self._reject(tx, decision, why)
+            if not (wait and is_early(decision, known)):
+                why = await self._judge(tx, decision, known)
+        if news is not None:
+            self._kept(news, cameras)
         return why
+
+    async def _judge(self, tx: Transaction, decision: Decision, known: KnownEmergency | None) -> str:
+        why = refusal_of_decision(decision, known)
+        if not why and await self._store.accept(tx, decision, self._clock.now()):
+            await self._execute(tx, decision, emergency_is_open=bool(known and known.is_open))
+            return ""
+        accepted = await self._store.accepted(tx, decision.emergency_id, decision.epoch)
+        if accepted is not None and bytes(accepted["answer"] or accepted["content"]) == decision.answer:
+            return ""  # the other lane's, also when the emergency has changed in between
+        why = why or "differs from the decision that was accepted first"
+        await self._reject(tx, decision, why)
+        return why
+
+    async def look_again(self, after: timedelta = _LATER) -> None:
+        """Do what another replica has had time to do and has not done."""
+        before = self._clock.now() - after
+        if news := self._news.since(before):
+            async with self._database.transaction() as tx:
+                versions = await self._store.versions(tx, [known.emergency_id for known in news])
+            for known in news:
+                if versions.get(known.emergency_id, 0) >= known.version:
+                    self._kept(known, ())
+                else:
+                    await self._apart(known.emergency_id, self._keep_emergency(known))
+        if waiting := self._decisions.since(before):
+            async with self._database.transaction() as tx:
+                answers = await self._store.answers(tx, {(each.emergency_id, each.epoch) for each in waiting})
+            for decision in waiting:
+                answer = answers.get((decision.emergency_id, decision.epoch))
+                if answer == decision.answer:
+                    self._settled(decision, executed=True)
+                elif answer is not None:
+                    await self._apart(decision.emergency_id, self._take_decision(decision))
+
+    async def _apart(self, emergency_id: str, work: Awaitable[None]) -> None:
+        """What one emergency makes fail must not keep us from the others; `reconcile` looks after it."""
+        try:
+            await work
+        except TRANSIENT as error:
+            telemetry.log().warning("waits", emergency=emergency_id, error=str(error))
+        except Exception:
+            telemetry.log().exception("cannot be handled", emergency=emergency_id)
+            self._news.remove(emergency_id)
 
     async def _execute(self, tx: Transaction, decision: Decision, *, emergency_is_open: bool) -> None:
         now = self._clock.now()
@@ -251,10 +310,6 @@ class StreamsService:
         await self._store.raise_orders(tx, decision.camera_ids, decision.agency_id)
         details = {"cameras": ",".join(decision.camera_ids), "reason": decision.no_camera_reason, "by": decision.decided_by}
         await self._note(tx, "activation.decided", decision, details)
-
-    async def _differs(self, tx: Transaction, decision: Decision) -> bool:
-        accepted = await self._store.accepted(tx, decision.emergency_id, decision.epoch)
-        return accepted is not None and bytes(accepted["answer"] or accepted["content"]) != decision.answer
 
     async def _reject(self, tx: Transaction, decision: Decision, why: str) -> None:
         now = self._clock.now()
@@ -277,19 +332,14 @@ class StreamsService:
             gone = await self._store.open_but_for(tx, [each.emergency_id for each in there], _GAPS_AT_MOST)
         open_now = {each.emergency_id: each for each in there}
         due = [gap for gap in gaps if open_now[gap.emergency_id].epoch_age >= RECONCILE_AFTER]
-        overlooked = self._early.since(self._clock.now() - _EARLY_FOR)
+        overlooked = self._decisions.since(self._clock.now() - _EARLY_FOR)
         self._undecided &= {(gap.emergency_id, gap.epoch) for gap in due}
         random.shuffle(due)  # so that replicas do not do the same work at the same time
         gate = asyncio.Semaphore(_GAPS_AT_ONCE)
 
         async def close(work: Awaitable[None], emergency_id: str) -> None:
             async with gate:
-                try:
-                    await work
-                except Unavailable as error:
-                    telemetry.log().warning("a gap stays open", emergency=emergency_id, error=str(error))
-                except Exception:  # one emergency that we cannot handle must not keep us from the others
-                    telemetry.log().exception("a gap stays open", emergency=emergency_id)
+                await self._apart(emergency_id, work)
 
         await asyncio.gather(
             *(close(self._close_gap(open_now[gap.emergency_id]), gap.emergency_id) for gap in due[:_GAPS_AT_MOST]),
@@ -324,7 +374,7 @@ class StreamsService:
     async def _learn(self, known: KnownEmergency) -> None:
         """Keep what the owner says, whatever we remember: the comparison was the database's."""
         await self._keep_emergency(known)
-        await self._take_early(known.emergency_id)
+        await self._take_waiting(known.emergency_id, all_of_them=True)
 
     async def _settle(self, decision: Decision) -> None:
         """A decision whose emergency does not come: its owner has the last word."""
@@ -358,7 +408,8 @@ class StreamsService:
             if link.superseded:
                 raise Changed(Reason.ERROR_REASON_LINK_SUPERSEDED, "a newer link of this camera has taken over")
             link.wake.clear()
-            async with self._database.transaction() as tx:
+            # What this writes is when the camera was told: no reason to keep it waiting for a disk.
+            async with self._database.transaction(durable=False) as tx:
                 orders = await self._store.take_orders(tx, link.camera.id, link.camera.agency_id, self._clock.now())
             if orders.version > link.sent_version:
                 link.sent_version = orders.version
@@ -387,7 +438,7 @@ class StreamsService:
     async def sweep_links(self) -> None:
         """Find out which of this replica's links have new orders or have been superseded elsewhere: what changed lately."""
         links = dict(self._links)  # a link that opens while we look is not in what we see
-        async with self._database.transaction() as tx:
+        async with self._database.transaction(durable=False) as tx:
             await self._store.alive(tx, self._replica)
             changed = await self._store.changed(tx, _LATELY)
         for row in changed:
@@ -416,6 +467,12 @@ class StreamsService:
         async with self._database.transaction() as tx:
             found = await self._store.overdue(tx, now - UNREACHABLE_AFTER)
             await self._save(tx, [a for a, _ in found], [a.overdue(linked=linked, now=now) for a, linked in found])
+
+    def _is_ours(self, decision: Decision) -> bool:
+        return self._holds_a_link(decision.agency_id, decision.camera_ids)
+
+    def _holds_a_link(self, agency_id: str, camera_ids: Sequence[str]) -> bool:
+        return any((agency_id, camera_id) in self._links for camera_id in camera_ids)
 
     def _wake(self, agency_id: str, camera_ids: Sequence[str]) -> None:
         for camera_id in camera_ids:

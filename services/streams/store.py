@@ -1,7 +1,7 @@
 """The streams service's SQL."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 from datetime import datetime, timedelta
 from typing import LiteralString
@@ -61,6 +61,22 @@ class Store:
         """The newest emergencies with their versions, oldest first."""
         rows = await tx.all("SELECT emergency_id::text, version FROM known_emergency ORDER BY emergency_id DESC LIMIT %s", [limit])
         return [(row["emergency_id"], row["version"]) for row in reversed(rows)]
+
+    async def versions(self, tx: Transaction, ids: Sequence[str]) -> dict[str, int]:
+        """Versions of those emergencies that are known."""
+        rows = await tx.all("SELECT emergency_id::text, version FROM known_emergency WHERE emergency_id = ANY(%s::uuid[])", [list(ids)])
+        return {row["emergency_id"]: row["version"] for row in rows}
+
+    async def answers(self, tx: Transaction, names: Iterable[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
+        """The accepted answer of each (emergency, epoch) that is known; empty if there is none yet."""
+        ids, epochs = zip(*names, strict=True)
+        rows = await tx.all(
+            "SELECT n.id::text, n.epoch, coalesce(d.answer, d.content, '') AS answer FROM unnest(%s::uuid[], %s::int[]) AS n (id, epoch)"
+            " JOIN known_emergency k ON k.emergency_id = n.id AND k.epoch >= n.epoch"
+            " LEFT JOIN decision d ON d.emergency_id = n.id AND d.epoch = n.epoch",
+            [list(ids), list(epochs)],
+        )
+        return {(row["id"], row["epoch"]): bytes(row["answer"]) for row in rows}
 
     async def newest_answers(self, tx: Transaction, limit: int) -> list[tuple[tuple[str, int], bytes]]:
         """The newest decisions' answers by (emergency, epoch), oldest first."""

@@ -109,10 +109,10 @@ def stop(processes: Sequence[Process], number: int = signal.SIGTERM) -> None:
 
 
 def reap() -> None:
-    """Collect the children of ours that have ended."""
+    """Collect the children of ours that have ended; several threads may do so at once."""
     for pid, child in list(_children.items()):
         if child.poll() is not None:
-            del _children[pid]
+            _children.pop(pid, None)
 
 
 def free_ports(count: int) -> list[int]:

@@ -6,6 +6,7 @@ import secrets
 import shutil
 import signal
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -232,6 +233,9 @@ def _start_services(
             _python(stack, each, [f"services.{service}"], settings)
 
 
+_restarting = threading.Lock()  # several threads restart processes of one stack
+
+
 def restart(stack: Stack, name: str, more: Mapping[str, str] | None = None, through: str | None = None) -> Process:
     """Start a process of the stack again that has ended, with more settings.
 
@@ -242,8 +246,9 @@ def restart(stack: Stack, name: str, more: Mapping[str, str] | None = None, thro
     process = start_again(there, more, command)
     # What it was started with for once is not how it is started the next time.
     kept = replace(process, command=there.command, environment=there.environment)
-    stack.processes = [kept if each.name == name else each for each in stack.processes]
-    stack.save()
+    with _restarting:
+        stack.processes = [kept if each.name == name else each for each in stack.processes]
+        stack.save()
     return kept
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Self
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -28,18 +28,18 @@ class Rig:
         self.stack = stack
         self.deaths: dict[str, int] = {}
         self._held: set[str] = set()
-        self._resources = AsyncExitStack()
         broker, proxy = stack.kafka_proxied
         self.kafka = Proxy(proxy, broker)
         self.postgres = Proxy(free_ports(1)[0], int(str(conninfo_to_dict(stack.database)["port"])))
 
     async def __aenter__(self) -> Self:
-        keeper = asyncio.create_task(self._keep())
-        self._resources.callback(keeper.cancel)
+        self._keeper = asyncio.create_task(self._keep())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._resources.aclose()
+        self._keeper.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._keeper  # raises what has ended it before its time
 
     @property
     def services(self) -> list[str]:

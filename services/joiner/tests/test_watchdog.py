@@ -60,3 +60,15 @@ def test_what_waits_is_bounded_for_a_radio_and_in_all() -> None:
         parked(waiting, f"r{n}".encode(), "e")
     assert len(waiting.of(b"r")) == 0
     assert waiting.of(f"r{_PARKED_AT_MOST - 1}".encode())
+
+
+def test_a_partition_is_current_when_all_that_was_there_has_been_read() -> None:
+    progress = Progress()
+    assert not progress.is_current(*PLACE)  # nobody has looked
+    progress.stalled_s({PLACE: 12}, 0.0)
+    progress.passed("events", 3, 10)
+    assert not progress.is_current(*PLACE)
+    progress.passed("events", 3, 11)
+    assert progress.is_current(*PLACE)
+    progress.forgive()
+    assert not progress.is_current(*PLACE)  # the brokers are away: there may be more
