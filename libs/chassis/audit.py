@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import LiteralString
 
 from sightline.audit.v1.record_pb2 import AuditOutcome, AuditRecord
 from sightline.common.v1.actor_pb2 import Actor
@@ -11,7 +12,7 @@ from uuid_utils import uuid7
 from chassis import telemetry
 from chassis.bus import TRANSIENT, Publisher, Record, Topic
 from chassis.clock import Clock
-from chassis.db import Database, Transaction
+from chassis.db import NOT_DURABLE, Database, Transaction
 
 _BATCH = 500
 
@@ -38,10 +39,10 @@ class Audit:
         self._refused: asyncio.Queue[Entry] = asyncio.Queue(maxsize=1000)
         self._suppressed = 0
 
-    async def record(self, tx: Transaction, entry: Entry) -> str:
+    def record(self, tx: Transaction, entry: Entry) -> str:
         """Store a record with the transaction; returns its id."""
         message = self._message(entry)
-        await tx.execute("INSERT INTO audit_record (record) VALUES (%s)", [message.SerializeToString(deterministic=True)])
+        tx.audit(message.SerializeToString(deterministic=True))
         return message.record_id
 
     def refused(self, entry: Entry) -> None:
@@ -69,11 +70,11 @@ class Audit:
             suppressed, self._suppressed = self._suppressed, 0
             if suppressed:
                 telemetry.log().error("refusals not recorded one by one", count=suppressed)
-            rows = [(self._message(entry).SerializeToString(deterministic=True),) for entry in entries]
+            records = [self._message(entry).SerializeToString(deterministic=True) for entry in entries]
             while True:
                 try:
                     async with self._database.transaction() as tx:
-                        await tx.many("INSERT INTO audit_record (record) VALUES (%s)", rows)
+                        tx.audited += records
                     break
                 except TRANSIENT:
                     await asyncio.sleep(0.5)
@@ -90,8 +91,24 @@ class Audit:
                 await asyncio.sleep(0.2)
 
     async def _ship_once(self) -> bool:
+        """Publish what has a number, and number the rest; True if there is more to do."""
+        async with self._database.statements() as db:
+            waiting = await db.all(
+                "SELECT id, record, seq FROM audit_record WHERE published_at IS NULL ORDER BY seq NULLS LAST, id LIMIT %s", [_BATCH]
+            )
+        numbered = [row for row in waiting if row["seq"] is not None]
+        if len(numbered) < len(waiting):
+            await self._number()
+        if numbered:
+            await asyncio.gather(*(self._publisher.publish(self._record(bytes(row["record"]), row["seq"])) for row in numbered))
+            async with self._database.statements() as db:  # a mark that is lost means a record twice
+                query: LiteralString = f"UPDATE audit_record SET published_at = now() FROM {NOT_DURABLE} WHERE id = ANY(%s)"
+                await db.execute(query, [[row["id"] for row in numbered]])
+        return len(numbered) < len(waiting) or len(waiting) == _BATCH
+
+    async def _number(self) -> None:
+        """One numberer at a time among all replicas; rows that commit later get later numbers."""
         async with self._database.transaction() as tx:
-            # One numberer at a time among all replicas; rows that commit later get later numbers.
             await tx.execute("SELECT pg_advisory_xact_lock(hashtext(current_schema() || '/audit'))")
             await tx.execute(
                 "WITH waiting AS (SELECT id, row_number() OVER (ORDER BY id) AS n FROM audit_record WHERE seq IS NULL"
@@ -99,16 +116,6 @@ class Audit:
                 " FROM waiting WHERE a.id = waiting.id",
                 [_BATCH],
             )
-            rows = await tx.all(
-                "SELECT id, record, seq FROM audit_record WHERE published_at IS NULL AND seq IS NOT NULL ORDER BY seq LIMIT %s",
-                [_BATCH],
-            )
-        if not rows:
-            return False
-        await asyncio.gather(*(self._publisher.publish(self._record(bytes(row["record"]), row["seq"])) for row in rows))
-        async with self._database.transaction(durable=False) as tx:  # a mark that is lost means a record twice
-            await tx.execute("UPDATE audit_record SET published_at = now() WHERE id = ANY(%s)", [[r["id"] for r in rows]])
-        return len(rows) == _BATCH
 
     def _record(self, stored: bytes, seq: int) -> Record:
         message = AuditRecord.FromString(stored)

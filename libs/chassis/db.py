@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, LiteralString, TypeVar
@@ -29,7 +29,8 @@ from chassis.errors import Unavailable
 from chassis.settings import DatabaseSettings
 
 Row = dict[str, Any]
-_MARK_AFTER_S, _IDLE_S = 0.05, 1.0
+_MARK_AFTER_S, _IDLE_S = 0.1, 1.0
+Parameters = Sequence[Any] | Mapping[str, Any]
 T = TypeVar("T")
 
 # Tables that every service's schema has; created by its first migration.
@@ -56,6 +57,10 @@ CREATE TABLE audit_record (
 CREATE INDEX audit_record_waiting ON audit_record (id) WHERE published_at IS NULL;
 """
 
+_STORE: LiteralString = """
+WITH audited AS (INSERT INTO audit_record (record) SELECT * FROM unnest(%s::bytea[]))
+INSERT INTO outbox (topic, key, value, headers) SELECT * FROM unnest(%s::text[], %s::bytea[], %s::bytea[], %s::jsonb[]) RETURNING id
+"""
 _CLAIM: LiteralString = """
 UPDATE outbox SET claimed_until = now() + interval '2 s'
  WHERE id IN (SELECT id FROM outbox
@@ -70,58 +75,72 @@ DELETE FROM outbox WHERE id IN
 """
 
 
-class Transaction:
-    """One transaction. Records emitted in it are stored with it and published after its commit."""
+# In a FROM clause: the statement's commit does not wait for the disk. A crash of PostgreSQL takes back the last half second
+# of such changes, so they must be ones that only repeat some work when lost.
+NOT_DURABLE: LiteralString = "(SELECT set_config('synchronous_commit', 'off', true)) AS not_durable"
+
+
+class Statements:
+    """Statements on one connection."""
 
     def __init__(self, connection: psycopg.AsyncConnection[Row]) -> None:
         self._connection = connection
-        self.emitted: list[Record] = []
 
-    async def execute(self, query: LiteralString, parameters: Sequence[Any] = ()) -> int:
+    async def execute(self, query: LiteralString, parameters: Parameters = ()) -> int:
         """Run a statement; returns the number of rows it touched."""
         return (await self._connection.execute(query, parameters)).rowcount
 
-    async def one(self, query: LiteralString, parameters: Sequence[Any] = ()) -> Row | None:
+    async def one(self, query: LiteralString, parameters: Parameters = ()) -> Row | None:
         """The first row, if there is one."""
         return await (await self._connection.execute(query, parameters)).fetchone()
 
-    async def all(self, query: LiteralString, parameters: Sequence[Any] = ()) -> list[Row]:
+    async def all(self, query: LiteralString, parameters: Parameters = ()) -> list[Row]:
         """All rows."""
         return await (await self._connection.execute(query, parameters)).fetchall()
 
     async def many(self, query: LiteralString, parameters: Sequence[Sequence[Any]]) -> None:
-        """Run a statement for many parameter sets, in one round trip or few."""
+        """Run a statement for many parameter sets, in as few round trips as there can be."""
         if len(parameters) == 1:
-            await self._connection.execute(query, parameters[0])  # a pipeline for one costs more than it spares
-            return
-        async with self._connection.cursor() as cursor:
-            await cursor.executemany(query, parameters)
+            await self._connection.execute(query, parameters[0])
+        elif parameters:
+            async with self._connection.cursor() as cursor:
+                await cursor.executemany(query, parameters)
+
+
+class Transaction(Statements):
+    """One transaction. What it emits and audits is stored with it and published after its commit."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Row]) -> None:
+        super().__init__(connection)
+        self.emitted: list[Record] = []
+        self.audited: list[bytes] = []
 
     @asynccontextmanager
     async def part(self) -> AsyncIterator[None]:
         """Statements and records that are undone together if the body raises; the rest of the transaction stays."""
-        emitted = len(self.emitted)
+        emitted, audited = len(self.emitted), len(self.audited)
         try:
             async with self._connection.transaction():
                 yield
         except BaseException:
-            del self.emitted[emitted:]
+            del self.emitted[emitted:], self.audited[audited:]
             raise
 
     def emit(self, record: Record) -> None:
         """Publish this record if, and only if, the transaction commits."""
         self.emitted.append(record)
 
+    def audit(self, record: bytes) -> None:
+        """Keep this audit record if, and only if, the transaction commits."""
+        self.audited.append(record)
+
     async def store_outbox(self) -> list[int]:
-        """Write the emitted records into the outbox; called once, before the commit."""
-        if not self.emitted:
+        """Write what was emitted and audited, in one round trip; called once, before the commit."""
+        if not self.emitted and not self.audited:
             return []
         rows = [(r.topic, r.key, r.value, json.dumps(dict(r.headers))) for r in self.emitted]
-        stored = await self.all(
-            "INSERT INTO outbox (topic, key, value, headers)"
-            " SELECT * FROM unnest(%s::text[], %s::bytea[], %s::bytea[], %s::jsonb[]) RETURNING id",
-            [list(column) for column in zip(*rows, strict=True)],
-        )
+        columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
+        stored = await self.all(_STORE, [self.audited, *columns])
         return [row["id"] for row in stored]
 
 
@@ -149,8 +168,8 @@ class Database:
         """Connect, or raise what PostgreSQL says."""
         if self._pool.closed:
             await self._pool.open()
-        async with self.transaction() as tx:
-            await tx.one("SELECT 1 FROM outbox LIMIT 1")
+        async with self.statements() as db:
+            await db.one("SELECT 1 FROM outbox LIMIT 1")
 
     async def close(self) -> None:
         """Let the last records go out, then disconnect."""
@@ -161,26 +180,35 @@ class Database:
         await self._pool.close(timeout=2)
 
     @asynccontextmanager
-    async def transaction(self, *, snapshot: bool = False, durable: bool = True) -> AsyncIterator[Transaction]:
+    async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Transaction]:
         """Commit at the end of the body; on an exception roll back. Unavailable if the database cannot be had.
 
         With `snapshot` all statements see one state of the database; without, each sees what is committed by then.
-        What is not `durable` does not wait for the disk: a crash of PostgreSQL may take back the last half second of it.
         """
+        async with self._connection() as connection:
+            if snapshot:
+                await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+            tx = Transaction(connection)
+            yield tx
+            ids = await tx.store_outbox()
+            await _surely(connection.commit())
+            self._publish_soon(ids, tx.emitted)
+
+    @asynccontextmanager
+    async def statements(self) -> AsyncIterator[Statements]:
+        """Statements that each commit by themselves: a third of the round trips of a transaction of one."""
+        async with self._connection() as connection:
+            await connection.set_autocommit(True)
+            yield Statements(connection)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[Row]]:
         try:
             connection = await self._pool.getconn()
         except (PoolTimeout, psycopg.OperationalError) as error:
             raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "the database does not answer") from error
         try:
-            tx = Transaction(connection)
-            if snapshot:
-                await tx.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            if not durable:
-                await tx.execute("SET LOCAL synchronous_commit = off")
-            yield tx
-            ids = await tx.store_outbox()
-            await _surely(connection.commit())
-            self._publish_soon(ids, tx.emitted)
+            yield connection
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             if not _passes(error):
                 raise
@@ -192,6 +220,8 @@ class Database:
         """Roll back what is not committed, and return the connection to the pool."""
         with contextlib.suppress(psycopg.Error):
             await connection.rollback()
+            await connection.set_autocommit(False)
+            await connection.set_isolation_level(None)
         _last_used[connection] = time.monotonic()
         await self._pool.putconn(connection)
 
@@ -216,8 +246,8 @@ class Database:
         await asyncio.sleep(_MARK_AFTER_S)
         self._marking, done, self._published = None, self._published, []
         try:
-            async with self.transaction(durable=False) as tx:
-                await tx.execute("UPDATE outbox SET published_at = clock_timestamp() WHERE id = ANY(%s)", [done])
+            async with self.statements() as db:
+                await db.execute(f"UPDATE outbox SET published_at = clock_timestamp() FROM {NOT_DURABLE} WHERE id = ANY(%s)", [done])
         except Unavailable:
             telemetry.log().warning("published but not marked; will be published again", records=len(done))
 
@@ -225,10 +255,10 @@ class Database:
         """For ever: publish what a crash, of this replica or another, left behind; forget what is a day old."""
         for turn in itertools.count():
             try:
-                async with self.transaction() as tx:
-                    rows = await tx.all(_CLAIM)
+                async with self.statements() as db:
+                    rows = await db.all(_CLAIM)
                     if turn % 100 == 0:
-                        await tx.execute(_FORGET)
+                        await db.execute(_FORGET)
                 records = [Record(r["topic"], bytes(r["key"]), bytes(r["value"]), r["headers"]) for r in rows]
                 await self._publish([row["id"] for row in rows], records)
             except TRANSIENT as error:

@@ -32,7 +32,6 @@ PRESS_POINTS = {
     "newest": f"{_EMERGENCY}.store:Store.newest_of_radio",
     "cancel": f"{_EMERGENCY}.store:Store.take_cancel",
     "insert": f"{_EMERGENCY}.store:Store.insert",
-    "audit": "chassis.audit:Audit.record",
     "press": f"{_EMERGENCY}.store:Store.add_press",
     "outbox": "chassis.db:Transaction.store_outbox",
     "commit": "psycopg:AsyncConnection.commit",
@@ -147,6 +146,11 @@ async def _answer_then_lose(method: Async, service: Any, press: Any) -> Any:
     return None
 
 
+async def _without_audit(method: Async, tx: Any) -> Any:
+    tx.audited.clear()
+    return await method(tx)
+
+
 async def _ok_on_error(method: Async, service: Any, press: Any) -> Any:
     """The database fails, and the gateway is told that all is well."""
     from uuid_utils import uuid7
@@ -159,7 +163,7 @@ async def _ok_on_error(method: Async, service: Any, press: Any) -> Any:
 BUGS: dict[str, tuple[str, Async]] = {
     "answer_before_commit": (f"{_EMERGENCY}.service:EmergencyService._raise_alarm", _answer_then_lose),
     "drop_record": ("chassis.bus:Publisher.publish", _nothing),
-    "skip_audit": ("chassis.audit:Audit.record", _nothing),
+    "skip_audit": ("chassis.db:Transaction.store_outbox", _without_audit),
     "ok_on_error": (f"{_EMERGENCY}.service:EmergencyService._raise_alarm", _ok_on_error),
 }
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from chassis.audit import Audit, Entry
 from chassis.clock import Clock
-from chassis.db import Database, Transaction
+from chassis.db import Database, Statements, Transaction
 from chassis.errors import Forbidden, NotFound, Unavailable
 from chassis.identity import Caller
 from chassis.recent import Recent
@@ -98,20 +98,20 @@ class Emergencies(Protocol):
     async def emergency_of_press(self, tx: Transaction, key: str, since: datetime) -> tuple[Emergency, str] | None: ...
     async def press_of_other_radio(self, tx: Transaction, radio: RadioId, agency_id: str, request_id: str) -> bool: ...
     async def newest_of_radio(self, tx: Transaction, radio: RadioId, agency_id: str) -> Emergency | None: ...
-    async def get(self, tx: Transaction, emergency_id: str, *, lock: bool = False) -> Emergency | None: ...
+    async def get(self, db: Statements, emergency_id: str, *, lock: bool = False) -> Emergency | None: ...
     async def insert(self, tx: Transaction, emergency: Emergency) -> None: ...
     async def update(self, tx: Transaction, emergency: Emergency) -> None: ...
     async def add_press(self, tx: Transaction, press: Press, answer: KnownPress) -> None: ...
     async def keep_cancel(self, tx: Transaction, key: str, fact: Fact) -> None: ...
     async def take_cancel(self, tx: Transaction, press: Press) -> Fact | None: ...
-    async def page(self, tx: Transaction, agency_id: str | None, is_open: bool | None, before: str, limit: int) -> list[Emergency]: ...
-    async def scan_open(self, tx: Transaction, after: str, limit: int) -> list[OpenEmergency]: ...
-    async def unpinned(self, tx: Transaction, limit: int) -> list[Emergency]: ...
-    async def seen(self, tx: Transaction, lately: timedelta, *, and_open: bool) -> list[Seen]: ...
-    async def several(self, tx: Transaction, ids: Sequence[str]) -> list[Emergency]: ...
-    async def results(self, tx: Transaction, ids: Sequence[str]) -> Mapping[str, list[bytes]]: ...
-    async def keep_results(self, tx: Transaction, results: Sequence[Result]) -> None: ...
-    async def newest_results(self, tx: Transaction, limit: int) -> list[tuple[tuple[str, int, str], int]]: ...
+    async def page(self, db: Statements, agency_id: str | None, is_open: bool | None, before: str, limit: int) -> list[Emergency]: ...
+    async def scan_open(self, db: Statements, after: str, limit: int) -> list[OpenEmergency]: ...
+    async def unpinned(self, db: Statements, limit: int) -> list[Emergency]: ...
+    async def seen(self, db: Statements, lately: timedelta, *, and_open: bool) -> list[Seen]: ...
+    async def several(self, db: Statements, ids: Sequence[str]) -> list[Emergency]: ...
+    async def results(self, db: Statements, ids: Sequence[str]) -> Mapping[str, list[bytes]]: ...
+    async def keep_results(self, db: Statements, results: Sequence[Result]) -> None: ...
+    async def newest_results(self, db: Statements, limit: int) -> list[tuple[tuple[str, int, str], int]]: ...
 
 
 class Registry(Protocol):
@@ -213,7 +213,7 @@ class EmergencyService:
             "officer": subject.officer_id,
             "stale": str(emergency.stale_on_arrival),
         }
-        await self._note(tx, "emergency.raised", press.gateway, emergency, details)
+        self._note(tx, "emergency.raised", press.gateway, emergency, details)
         return KnownPress(emergency.emergency_id, emergency.version, "OPENED")
 
     async def cancel_alarm(self, gateway: Who, radio: RadioId, key: str, request_id: str, note: str) -> str:
@@ -257,8 +257,8 @@ class EmergencyService:
 
     async def fill_pins(self) -> None:
         """Ask the registry again for emergencies that it gave no word on."""
-        async with self._reading.transaction() as tx:
-            waiting = await self._store.unpinned(tx, _FILL_BATCH)
+        async with self._reading.statements() as db:
+            waiting = await self._store.unpinned(db, _FILL_BATCH)
         random.shuffle(waiting)  # one radio that gets no answer must not keep the others waiting
         unanswered = 0
         for each in waiting:
@@ -277,32 +277,32 @@ class EmergencyService:
 
     async def get(self, caller: Caller, emergency_id: str) -> Viewed:
         """One emergency with its activation results; NotFound also for another agency's."""
-        async with self._reading.transaction() as tx:
-            emergency = await self._store.get(tx, emergency_id)
+        async with self._reading.statements() as db:
+            emergency = await self._store.get(db, emergency_id)
             if emergency is None or not caller.may_see(emergency.agency_id):
                 raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "no such emergency")
-            return emergency, (await self._store.results(tx, [emergency_id])).get(emergency_id, [])
+            return emergency, (await self._store.results(db, [emergency_id])).get(emergency_id, [])
 
     async def page(self, agency_id: str | None, is_open: bool | None, before: str, limit: int) -> list[Emergency]:
         """A page of emergencies, newest first."""
-        async with self._reading.transaction() as tx:
-            return await self._store.page(tx, agency_id, is_open, before, limit)
+        async with self._reading.statements() as db:
+            return await self._store.page(db, agency_id, is_open, before, limit)
 
     async def scan_open(self, after: str, limit: int) -> list[OpenEmergency]:
         """What is open in all agencies, ordered by id, after an id."""
-        async with self._reading.transaction() as tx:
-            return await self._store.scan_open(tx, after, limit)
+        async with self._reading.statements() as db:
+            return await self._store.scan_open(db, after, limit)
 
     async def seen(self, lately: timedelta, *, and_open: bool) -> list[Seen]:
         """What changed lately, and with `and_open` what is open."""
-        async with self._reading.transaction() as tx:
-            return await self._store.seen(tx, lately, and_open=and_open)
+        async with self._reading.statements() as db:
+            return await self._store.seen(db, lately, and_open=and_open)
 
     async def viewed(self, ids: Sequence[str]) -> list[Viewed]:
         """Emergencies with their results."""
-        async with self._reading.transaction() as tx:
-            results = await self._store.results(tx, ids)
-            return [(e, results.get(e.emergency_id, [])) for e in await self._store.several(tx, ids)]
+        async with self._reading.statements() as db:
+            results = await self._store.results(db, ids)
+            return [(e, results.get(e.emergency_id, [])) for e in await self._store.several(db, ids)]
 
     async def keep_results(self, results: Sequence[Result]) -> None:
         """Show what activations came to."""
@@ -313,16 +313,16 @@ class EmergencyService:
                 newest[result.name] = result
         if not newest:
             return
-        async with self._reading.transaction() as tx:
-            await self._store.keep_results(tx, sorted(newest.values(), key=lambda result: result.name))
+        async with self._reading.statements() as db:
+            await self._store.keep_results(db, sorted(newest.values(), key=lambda result: result.name))
         for name, result in newest.items():
             self._results.put(name, result.version)
         self.changed.set()
 
     async def warm_up(self) -> None:
         """Remember which results the database has, before their topic is read from its past."""
-        async with self._reading.transaction() as tx:
-            self._results.warm(await self._store.newest_results(tx, _WARM))
+        async with self._reading.statements() as db:
+            self._results.warm(await self._store.newest_results(db, _WARM))
 
     async def _change(
         self,
@@ -351,13 +351,13 @@ class EmergencyService:
     async def _save(self, tx: Transaction, emergency: Emergency, action: str, who: Who, details: dict[str, str] | None = None) -> None:
         await self._store.update(tx, emergency)
         self._announcer.announce(tx, emergency)
-        await self._note(tx, action, who, emergency, details or {})
+        self._note(tx, action, who, emergency, details or {})
 
-    async def _note(self, tx: Transaction, action: str, who: Who, emergency: Emergency, details: dict[str, str]) -> None:
+    def _note(self, tx: Transaction, action: str, who: Who, emergency: Emergency, details: dict[str, str]) -> None:
         actor = Actor(kind=ActorKind.ValueType(who.kind), id=who.id, agency_id=who.agency_id)
         facts = {"version": str(emergency.version), "epoch": str(emergency.epoch)} | details
         target = f"emergencies/{emergency.emergency_id}"
-        await self._audit.record(tx, Entry(action, actor, target, emergency.agency_id, emergency.emergency_id, facts))
+        self._audit.record(tx, Entry(action, actor, target, emergency.agency_id, emergency.emergency_id, facts))
 
     def _fact(self, caller: Caller, note: str) -> Fact:
         return Fact(who_of(caller.actor), self._clock.now(), note)

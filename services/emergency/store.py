@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import LiteralString
 
-from chassis.db import Row, Transaction
+from chassis.db import Row, Statements, Transaction
 from psycopg.types.json import Jsonb
 from pydantic import TypeAdapter
 
@@ -58,10 +58,10 @@ class Store:
             )
         )
 
-    async def get(self, tx: Transaction, emergency_id: str, *, lock: bool = False) -> Emergency | None:
+    async def get(self, db: Statements, emergency_id: str, *, lock: bool = False) -> Emergency | None:
         """One emergency; `lock` for a change."""
         query: LiteralString = "SELECT document FROM emergency WHERE emergency_id = %s"
-        return _emergency(await tx.one(query + (" FOR UPDATE" if lock else ""), [emergency_id]))
+        return _emergency(await db.one(query + (" FOR UPDATE" if lock else ""), [emergency_id]))
 
     async def insert(self, tx: Transaction, emergency: Emergency) -> None:
         """A new emergency; the database refuses a second open one of the same radio."""
@@ -108,44 +108,44 @@ class Store:
         since = press.clocks.platform_received_at - KEY_LIFE
         return _FACT.validate_python(row["fact"]) if row and row["at"] > since else None
 
-    async def page(self, tx: Transaction, agency_id: str | None, is_open: bool | None, before: str, limit: int) -> list[Emergency]:
+    async def page(self, db: Statements, agency_id: str | None, is_open: bool | None, before: str, limit: int) -> list[Emergency]:
         """Emergencies, newest first, that are older than one; of one agency, or of all for None."""
-        rows = await tx.all(
+        rows = await db.all(
             "SELECT document FROM emergency WHERE (%s::text IS NULL OR agency_id = %s) AND (%s::bool IS NULL OR is_open = %s)"
             " AND (%s::uuid IS NULL OR emergency_id < %s) ORDER BY emergency_id DESC LIMIT %s",
             [agency_id, agency_id, is_open, is_open, before or None, before or None, limit],
         )
         return [_EMERGENCY.validate_python(row["document"]) for row in rows]
 
-    async def scan_open(self, tx: Transaction, after: str, limit: int) -> list[OpenEmergency]:
+    async def scan_open(self, db: Statements, after: str, limit: int) -> list[OpenEmergency]:
         """What is open, in short, ordered by id, after an id."""
-        rows = await tx.all(
+        rows = await db.all(
             "SELECT emergency_id::text, version, (document->>'epoch')::int AS epoch, (document->>'epoch_started_at')::timestamptz"
             " AS epoch_started_at FROM emergency WHERE is_open AND (%s::uuid IS NULL OR emergency_id > %s) ORDER BY emergency_id LIMIT %s",
             [after or None, after or None, limit],
         )
         return [OpenEmergency(**row) for row in rows]
 
-    async def unpinned(self, tx: Transaction, limit: int) -> list[Emergency]:
+    async def unpinned(self, db: Statements, limit: int) -> list[Emergency]:
         """Open emergencies that wait for the registry's word on who held the radio."""
-        rows = await tx.all(
+        rows = await db.all(
             "SELECT document FROM emergency WHERE is_open AND document->'subject'->>'state' = 'UNPINNED' ORDER BY emergency_id LIMIT %s",
             [limit],
         )
         return [_EMERGENCY.validate_python(row["document"]) for row in rows]
 
-    async def seen(self, tx: Transaction, lately: timedelta, *, and_open: bool) -> list[Seen]:
+    async def seen(self, db: Statements, lately: timedelta, *, and_open: bool) -> list[Seen]:
         """All that changed lately, and all that is open."""
-        return [Seen(**row) for row in await tx.all(_SEEN + (" OR is_open" if and_open else ""), [lately])]
+        return [Seen(**row) for row in await db.all(_SEEN + (" OR is_open" if and_open else ""), [lately])]
 
-    async def several(self, tx: Transaction, ids: Sequence[str]) -> list[Emergency]:
+    async def several(self, db: Statements, ids: Sequence[str]) -> list[Emergency]:
         """Emergencies by id."""
-        rows = await tx.all("SELECT document FROM emergency WHERE emergency_id = ANY(%s::uuid[]) ORDER BY emergency_id", [list(ids)])
+        rows = await db.all("SELECT document FROM emergency WHERE emergency_id = ANY(%s::uuid[]) ORDER BY emergency_id", [list(ids)])
         return [_EMERGENCY.validate_python(row["document"]) for row in rows]
 
-    async def results(self, tx: Transaction, ids: Sequence[str]) -> Mapping[str, list[bytes]]:
+    async def results(self, db: Statements, ids: Sequence[str]) -> Mapping[str, list[bytes]]:
         """Activation results by emergency, in order of epoch and camera."""
-        rows = await tx.all(
+        rows = await db.all(
             "SELECT emergency_id::text, result FROM activation WHERE emergency_id = ANY(%s::uuid[]) ORDER BY epoch, camera_id", [list(ids)]
         )
         found: dict[str, list[bytes]] = {}
@@ -153,27 +153,25 @@ class Store:
             found.setdefault(row["emergency_id"], []).append(bytes(row["result"]))
         return found
 
-    async def keep_results(self, tx: Transaction, results: Sequence[Result]) -> None:
+    async def keep_results(self, db: Statements, results: Sequence[Result]) -> None:
         """Keep those that are newer than what is known, and let watchers see it; given in order of their names."""
         columns = [[r.emergency_id for r in results], [r.epoch for r in results], [r.camera_id for r in results],
                    [r.version for r in results], [r.content for r in results]]  # fmt: skip
-        kept = await tx.all(
-            "INSERT INTO activation AS a (emergency_id, epoch, camera_id, version, result)"
+        # Emergencies are locked in one order, so that two replicas cannot block each other.
+        await db.execute(
+            "WITH kept AS (INSERT INTO activation AS a (emergency_id, epoch, camera_id, version, result)"
             " SELECT * FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::bigint[], %s::bytea[])"
             " ON CONFLICT (emergency_id, epoch, camera_id) DO UPDATE SET version = excluded.version, result = excluded.result"
-            " WHERE a.version < excluded.version RETURNING emergency_id",
+            " WHERE a.version < excluded.version RETURNING emergency_id),"
+            " shown AS (SELECT emergency_id FROM emergency WHERE emergency_id IN (SELECT emergency_id FROM kept)"
+            " ORDER BY emergency_id FOR UPDATE)"
+            " UPDATE emergency SET shown = shown + 1, shown_at = now() WHERE emergency_id IN (SELECT emergency_id FROM shown)",
             columns,
         )
-        # Locked in one order, so that two replicas cannot block each other.
-        await tx.execute(
-            "UPDATE emergency SET shown = shown + 1, shown_at = now() WHERE emergency_id IN"
-            " (SELECT emergency_id FROM emergency WHERE emergency_id = ANY(%s) ORDER BY emergency_id FOR UPDATE)",
-            [[row["emergency_id"] for row in kept]],
-        )
 
-    async def newest_results(self, tx: Transaction, limit: int) -> list[tuple[tuple[str, int, str], int]]:
+    async def newest_results(self, db: Statements, limit: int) -> list[tuple[tuple[str, int, str], int]]:
         """Versions of the newest emergencies' results by (emergency, epoch, camera), oldest first."""
-        rows = await tx.all(
+        rows = await db.all(
             "SELECT emergency_id::text, epoch, camera_id, version FROM activation ORDER BY emergency_id DESC LIMIT %s", [limit]
         )
         return [((row["emergency_id"], row["epoch"], row["camera_id"]), row["version"]) for row in reversed(rows)]

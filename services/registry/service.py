@@ -31,6 +31,7 @@ class Registry(Protocol):
     async def release(self, tx: Transaction, officer: int, at: datetime) -> tuple[list[int], list[str]]: ...
     async def touch(self, tx: Transaction, officer: int, since: datetime, also: Sequence[int] = ()) -> list[int]: ...
     async def duties(self, tx: Transaction, radio_keys: Sequence[int], since: datetime) -> list[Duty]: ...
+    async def duty_of(self, tx: Transaction, radio: RadioId, agency_id: str, since: datetime) -> tuple[Duty | None, bool]: ...
     async def due(self, tx: Transaction, before: datetime, limit: int) -> list[int]: ...
     async def carried(self, tx: Transaction, officer: int, at: datetime) -> tuple[tuple[str, ...], str]: ...
     async def on_duty(self, tx: Transaction, agency_id: str, after: str, limit: int, at: datetime) -> list[OnDuty]: ...
@@ -55,14 +56,14 @@ class RegistryService:
         """Register an agency."""
         async with self._database.transaction() as tx:
             if await self._store.add_agency(tx, agency):
-                await self._note(tx, caller, "agency.created", f"agencies/{agency.agency_id}", agency.agency_id)
+                self._note(tx, caller, "agency.created", f"agencies/{agency.agency_id}", agency.agency_id)
 
     async def create_officer(self, caller: Caller, officer: Officer) -> None:
         """Register an officer."""
         async with self._database.transaction() as tx:
             await self._require_agency(tx, caller, officer.agency_id)
             if await self._store.add_officer(tx, officer):
-                await self._note(tx, caller, "officer.created", f"officers/{officer.officer_id}", officer.agency_id)
+                self._note(tx, caller, "officer.created", f"officers/{officer.officer_id}", officer.agency_id)
 
     async def register_radio(self, caller: Caller, radio: Radio) -> None:
         """Register a radio and announce its (empty) duty record."""
@@ -71,14 +72,14 @@ class RegistryService:
             key = await self._store.add_radio(tx, radio)
             if key is not None:
                 await self._announce(tx, [key])
-                await self._note(tx, caller, "radio.registered", f"radios/{radio.identity}", radio.agency_id)
+                self._note(tx, caller, "radio.registered", f"radios/{radio.identity}", radio.agency_id)
 
     async def register_camera(self, caller: Caller, camera: Camera) -> None:
         """Register a camera."""
         async with self._database.transaction() as tx:
             await self._require_agency(tx, caller, camera.agency_id)
             if await self._store.add_camera(tx, camera):
-                await self._note(tx, caller, "camera.registered", f"cameras/{camera.camera_id}", camera.agency_id)
+                self._note(tx, caller, "camera.registered", f"cameras/{camera.camera_id}", camera.agency_id)
 
     async def import_roster(self, caller: Caller, agency_id: str, entries: Sequence[RosterEntry]) -> tuple[dict[int, str], int]:
         """Register what is not there yet; what is wrong with an entry, by its place, and how many things are new."""
@@ -102,15 +103,15 @@ class RegistryService:
         created = 0
         if entry.officer and await self._store.add_officer(tx, entry.officer):
             created += 1
-            await self._note(tx, caller, "officer.created", f"officers/{entry.officer.officer_id}", entry.officer.agency_id)
+            self._note(tx, caller, "officer.created", f"officers/{entry.officer.officer_id}", entry.officer.agency_id)
         if entry.radio and (key := await self._store.add_radio(tx, entry.radio)) is not None:
             created += 1
             await self._announce(tx, [key])
-            await self._note(tx, caller, "radio.registered", f"radios/{entry.radio.identity}", entry.radio.agency_id)
+            self._note(tx, caller, "radio.registered", f"radios/{entry.radio.identity}", entry.radio.agency_id)
         for camera in entry.cameras:
             if await self._store.add_camera(tx, camera):
                 created += 1
-                await self._note(tx, caller, "camera.registered", f"cameras/{camera.camera_id}", camera.agency_id)
+                self._note(tx, caller, "camera.registered", f"cameras/{camera.camera_id}", camera.agency_id)
         return created
 
     async def check_out(
@@ -132,7 +133,7 @@ class RegistryService:
             await self._store.hold(tx, key, radio_keys, camera_keys, unit, span)
             duties = await self._announce(tx, await self._store.touch(tx, key, self._window()))
             details = {"radios": str(len(radios)), "cameras": ",".join(cameras), "unit": unit, "from": span.start.isoformat()}
-            await self._note(tx, caller, "shift.checked_out", f"officers/{officer_id}", officer.agency_id, details)
+            self._note(tx, caller, "shift.checked_out", f"officers/{officer_id}", officer.agency_id, details)
         versions = {duty.radio: duty.version for duty in duties}
         return [versions.get(radio, 0) for radio in radios]
 
@@ -150,7 +151,7 @@ class RegistryService:
             await self._announce(tx, await self._store.touch(tx, key, self._window(), radio_keys))
             radios = [duty.radio for duty in await self._store.duties(tx, radio_keys, now)]
             details = {"radios": str(len(radios)), "cameras": ",".join(cameras), "at": at.isoformat()}
-            await self._note(tx, caller, "shift.checked_in", f"officers/{officer_id}", officer.agency_id, details)
+            self._note(tx, caller, "shift.checked_in", f"officers/{officer_id}", officer.agency_id, details)
         return radios, cameras
 
     async def list_officers(self, agency_id: str, after: str, limit: int) -> list[OnDuty]:
@@ -161,11 +162,7 @@ class RegistryService:
     async def resolve_radio(self, radio: RadioId, at: datetime, agency_id: str) -> tuple[Duty | None, bool]:
         """The radio's duty, None if it is not registered; and whether the agency is registered."""
         async with self._database.transaction(snapshot=True) as tx:  # version and holds must be of one moment
-            known = await self._store.agency_exists(tx, agency_id)
-            found = (await self._store.radio_keys(tx, [radio]))[0]
-            since = min(at, self._window())
-            duties = await self._store.duties(tx, [found[0]], since) if found else []
-            return (duties[0] if duties else None), known
+            return await self._store.duty_of(tx, radio, agency_id, min(at, self._window()))
 
     async def resolve_officer(self, officer_id: str, at: datetime) -> tuple[Officer, tuple[str, ...], str]:
         """An officer, his or her cameras and unit at an instant."""
@@ -214,10 +211,8 @@ class RegistryService:
                 raise NotFound(Reason.ERROR_REASON_NOT_FOUND, f"no such {what}: {name}")
         return [device[0] for device in found if device]
 
-    async def _note(
-        self, tx: Transaction, caller: Caller, action: str, target: str, agency: str, details: dict[str, str] | None = None
-    ) -> None:
-        await self._audit.record(tx, Entry(action, caller.actor, target, agency, details=details))
+    def _note(self, tx: Transaction, caller: Caller, action: str, target: str, agency: str, details: dict[str, str] | None = None) -> None:
+        self._audit.record(tx, Entry(action, caller.actor, target, agency, details=details))
 
 
 def _may_manage(caller: Caller, agency_id: str) -> bool:

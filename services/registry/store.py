@@ -18,9 +18,19 @@ SELECT o.officer_id, c.camera_id AS item, h.held FROM camera_hold h JOIN camera 
 _UNIT_HOLDS: LiteralString = """
 SELECT o.officer_id, h.unit_id AS item, h.held FROM unit_hold h JOIN officer o USING (officer_key)
  WHERE h.officer_key = ANY(%s) AND h.held && %s ORDER BY h.hold_id"""
-_RADIO_HOLDS: LiteralString = """
-SELECT h.radio_key, h.officer_key, o.officer_id, h.held FROM radio_hold h JOIN officer o USING (officer_key)
- WHERE h.radio_key = ANY(%s) AND h.held && %s ORDER BY lower(h.held)"""
+# Who holds radios, and what the holders have besides, within a window.
+_HOLDS: LiteralString = """
+WITH radios AS (
+    SELECT h.radio_key, h.officer_key, o.officer_id, h.held FROM radio_hold h JOIN officer o USING (officer_key)
+     WHERE h.radio_key = ANY(%(radios)s) AND h.held && %(window)s)
+SELECT 'radio' AS kind, radio_key, officer_id, '' AS item, held, 0 AS hold_id FROM radios
+UNION ALL SELECT 'camera', 0, o.officer_id, c.camera_id, h.held, h.hold_id
+  FROM camera_hold h JOIN camera c USING (camera_key) JOIN officer o USING (officer_key)
+ WHERE h.officer_key IN (SELECT officer_key FROM radios) AND h.held && %(window)s
+UNION ALL SELECT 'unit', 0, o.officer_id, h.unit_id, h.held, h.hold_id
+  FROM unit_hold h JOIN officer o USING (officer_key)
+ WHERE h.officer_key IN (SELECT officer_key FROM radios) AND h.held && %(window)s
+ORDER BY kind, hold_id"""
 
 
 class Store:
@@ -139,15 +149,27 @@ class Store:
 
     async def duties(self, tx: Transaction, radio_keys: Sequence[int], since: datetime) -> list[Duty]:
         """The duty of each radio, of spans that end after `since`."""
-        keys, window = list(radio_keys), Range(since, None)
-        radios = await tx.all("SELECT * FROM radio WHERE radio_key = ANY(%s) ORDER BY radio_key", [keys])
-        holds = await tx.all(_RADIO_HOLDS, [keys, window])
-        officers = list({row["officer_key"] for row in holds})
-        cameras = [_hold(row) for row in await tx.all(_CAMERA_HOLDS, [officers, window])] if officers else []
-        units = [_hold(row) for row in await tx.all(_UNIT_HOLDS, [officers, window])] if officers else []
-        by_radio: dict[int, list[Hold]] = {key: [] for key in keys}
+        radios = await tx.all("SELECT * FROM radio WHERE radio_key = ANY(%s) ORDER BY radio_key", [list(radio_keys)])
+        return await self._duties_of(tx, radios, since)
+
+    async def duty_of(self, tx: Transaction, radio: RadioId, agency_id: str, since: datetime) -> tuple[Duty | None, bool]:
+        """The duty of one radio, None if it is not registered; and whether an agency is registered."""
+        [row] = await tx.all(
+            "SELECT EXISTS (SELECT 1 FROM agency WHERE agency_id = %s) AS agency_known, r.* FROM (VALUES (1)) AS one"
+            " LEFT JOIN radio r ON r.wacn = %s AND r.system_id = %s AND r.unit_id = %s",
+            [agency_id, radio.wacn, radio.system_id, radio.unit_id],
+        )
+        duties = await self._duties_of(tx, [row], since) if row["radio_key"] is not None else [None]
+        return duties[0], row["agency_known"]
+
+    async def _duties_of(self, tx: Transaction, radios: Sequence[Row], since: datetime) -> list[Duty]:
+        window = {"radios": [row["radio_key"] for row in radios], "window": Range(since, None)}
+        holds = await tx.all(_HOLDS, window)
+        cameras, units = ([_hold(row) for row in holds if row["kind"] == kind] for kind in ("camera", "unit"))
+        by_radio: dict[int, list[Hold]] = {row["radio_key"]: [] for row in radios}
         for row in holds:
-            by_radio[row["radio_key"]].append(_hold(row | {"item": ""}))
+            if row["kind"] == "radio":
+                by_radio[row["radio_key"]].append(_hold(row))
         return [Duty(_identity(r), r["agency_id"], r["duty_version"], intervals(by_radio[r["radio_key"]], cameras, units)) for r in radios]
 
     async def due(self, tx: Transaction, before: datetime, limit: int) -> list[int]:

@@ -24,7 +24,7 @@ from services.streams.service import StreamsService
 from services.streams.settings import StreamsSettings
 from services.streams.store import Store
 
-_SWEEP_S, _SWEEP_ALL_S, _RECONCILE_S, _LOOK_AGAIN_S = 0.25, 5.0, 0.4, 0.1
+_SWEEP_S, _SWEEP_ALL_S, _RECONCILE_S, _LOOK_AGAIN_S, _ALIVE_S = 0.25, 5.0, 0.4, 0.1, 1.0
 # Every camera keeps one call open; a replica that has this many refuses more, and they try another.
 _LINKS_AT_MOST = 20_000
 
@@ -61,6 +61,7 @@ async def main(app: App[StreamsSettings]) -> None:
     app.background("decisions", read(decisions, DECISIONS_SINCE))
     app.repeat("reconcile", _RECONCILE_S, service.reconcile)
     app.repeat("second look", _LOOK_AGAIN_S, service.look_again)
+    app.repeat("alive", _ALIVE_S, service.say_alive)
     app.repeat("link sweep", _SWEEP_S, service.sweep_links)
     app.repeat("sweep of all links", _SWEEP_ALL_S, service.sweep_all_links)
     app.repeat("overdue sweep", _SWEEP_S, service.sweep_overdue)

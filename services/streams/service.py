@@ -11,7 +11,7 @@ from chassis import telemetry
 from chassis.audit import Audit, Entry
 from chassis.bus import TRANSIENT
 from chassis.clock import Clock
-from chassis.db import Database, Row, Transaction
+from chassis.db import Database, Row, Statements, Transaction
 from chassis.errors import Changed, NotFound
 from chassis.identity import Caller, Machine
 from chassis.recent import Recent
@@ -56,35 +56,36 @@ class Streams(Protocol):
 
     async def keep_emergency(self, tx: Transaction, known: KnownEmergency) -> bool: ...
     async def emergency(self, tx: Transaction, emergency_id: str) -> KnownEmergency | None: ...
-    async def newest_versions(self, tx: Transaction, limit: int) -> list[tuple[str, int]]: ...
-    async def versions(self, tx: Transaction, ids: Sequence[str]) -> dict[str, int]: ...
-    async def answers(self, tx: Transaction, names: Iterable[tuple[str, int]]) -> dict[tuple[str, int], bytes]: ...
-    async def newest_answers(self, tx: Transaction, limit: int) -> list[tuple[tuple[str, int], bytes]]: ...
-    async def gaps(self, tx: Transaction, there: Sequence[OpenEmergency]) -> list[Gap]: ...
-    async def open_but_for(self, tx: Transaction, ids: Sequence[str], limit: int) -> list[str]: ...
+    async def newest_versions(self, db: Statements, limit: int) -> list[tuple[str, int]]: ...
+    async def versions(self, db: Statements, ids: Sequence[str]) -> dict[str, int]: ...
+    async def answers(self, db: Statements, names: Iterable[tuple[str, int]]) -> dict[tuple[str, int], bytes]: ...
+    async def newest_answers(self, db: Statements, limit: int) -> list[tuple[tuple[str, int], bytes]]: ...
+    async def gaps(self, db: Statements, there: Sequence[OpenEmergency]) -> list[Gap]: ...
+    async def open_but_for(self, db: Statements, ids: Sequence[str], limit: int) -> list[str]: ...
     async def accept(self, tx: Transaction, decision: Decision, now: datetime) -> bool: ...
-    async def accepted(self, tx: Transaction, emergency_id: str, epoch: int | None = None) -> Row | None: ...
+    async def accepted(self, db: Statements, emergency_id: str, epoch: int | None = None) -> Row | None: ...
     async def reject(self, tx: Transaction, decision: Decision, why: str, now: datetime) -> bool: ...
     async def add(self, tx: Transaction, new: Sequence[Activation]) -> None: ...
     async def save(self, tx: Transaction, changed: Sequence[Activation]) -> None: ...
     async def of_emergency(
-        self, tx: Transaction, emergency_id: str, *, epoch: int | None = None, lock: bool = False
+        self, db: Statements, emergency_id: str, *, epoch: int | None = None, lock: bool = False
     ) -> list[Activation]: ...
+    async def any_overdue(self, db: Statements, requested_before: datetime) -> bool: ...
     async def overdue(self, tx: Transaction, requested_before: datetime) -> list[tuple[Activation, bool]]: ...
     async def handled(
         self, tx: Transaction, camera_id: str, agency_id: str, names: Sequence[Handled]
     ) -> list[tuple[Handled, Activation]]: ...
     async def unexpected(self, tx: Transaction, camera_id: str, agency_id: str, names: Sequence[Handled]) -> list[tuple[str, int]]: ...
     async def raise_orders(self, tx: Transaction, camera_ids: Sequence[str], agency_id: str) -> None: ...
-    async def take_orders(self, tx: Transaction, camera_id: str, agency_id: str, now: datetime) -> Orders: ...
+    async def take_orders(self, db: Statements, camera_id: str, agency_id: str, now: datetime) -> Orders: ...
     async def link(self, tx: Transaction, camera_id: str, agency_id: str, link_id: str, replica_id: str, now: datetime) -> None: ...
     async def unlink(self, tx: Transaction, camera_id: str, agency_id: str, link_id: str) -> None: ...
-    async def unlink_lost(self, tx: Transaction, replica_id: str, here: Sequence[str]) -> None: ...
-    async def links(self, tx: Transaction, link_ids: Sequence[str], replica_id: str) -> dict[str, int]: ...
-    async def changed(self, tx: Transaction, lately: timedelta) -> list[Row]: ...
-    async def alive(self, tx: Transaction, replica_id: str) -> None: ...
-    async def keep_report(self, tx: Transaction, camera_id: str, agency_id: str, report: Report, now: datetime) -> None: ...
-    async def cameras(self, tx: Transaction, agency_id: str, after: str, limit: int) -> list[CameraView]: ...
+    async def unlink_lost(self, db: Statements, replica_id: str, here: Sequence[str]) -> None: ...
+    async def links(self, db: Statements, link_ids: Sequence[str], replica_id: str) -> dict[str, int]: ...
+    async def changed(self, db: Statements, lately: timedelta) -> list[Row]: ...
+    async def alive(self, db: Statements, replica_id: str) -> None: ...
+    async def keep_report(self, db: Statements, camera_id: str, agency_id: str, report: Report, now: datetime) -> None: ...
+    async def cameras(self, db: Statements, agency_id: str, after: str, limit: int) -> list[CameraView]: ...
 
 
 class Peers(Protocol):
@@ -132,6 +133,9 @@ class LocalLink:
     sent_version: int = 0
     superseded: bool = False
 
+    def __post_init__(self) -> None:
+        self.wake.set()  # its first orders
+
 
 class StreamsService:
     """Decisions, orders, reports."""
@@ -155,9 +159,9 @@ class StreamsService:
 
     async def warm_up(self) -> None:
         """Remember what the database knows, before topics are read from their past."""
-        async with self._database.transaction() as tx:
-            self._versions.warm(await self._store.newest_versions(tx, _WARM))
-            self._answers.warm(await self._store.newest_answers(tx, _WARM))
+        async with self._database.statements() as db:
+            self._versions.warm(await self._store.newest_versions(db, _WARM))
+            self._answers.warm(await self._store.newest_answers(db, _WARM))
 
     async def take_emergency(self, known: KnownEmergency) -> None:
         """An emergency has changed; decisions that have waited for it go on.
@@ -274,16 +278,16 @@ class StreamsService:
         """Do what another replica has had time to do and has not done."""
         before = self._clock.now() - after
         if news := self._news.since(before):
-            async with self._database.transaction() as tx:
-                versions = await self._store.versions(tx, [known.emergency_id for known in news])
+            async with self._database.statements() as db:
+                versions = await self._store.versions(db, [known.emergency_id for known in news])
             for known in news:
                 if versions.get(known.emergency_id, 0) >= known.version:
                     self._kept(known, ())
                 else:
                     await self._apart(known.emergency_id, self._keep_emergency(known))
         if waiting := self._decisions.since(before):
-            async with self._database.transaction() as tx:
-                answers = await self._store.answers(tx, {(each.emergency_id, each.epoch) for each in waiting})
+            async with self._database.statements() as db:
+                answers = await self._store.answers(db, {(each.emergency_id, each.epoch) for each in waiting})
             for decision in waiting:
                 answer = answers.get((decision.emergency_id, decision.epoch))
                 if answer == decision.answer:
@@ -309,7 +313,7 @@ class StreamsService:
             self._announcer.announce(tx, activation)
         await self._store.raise_orders(tx, decision.camera_ids, decision.agency_id)
         details = {"cameras": ",".join(decision.camera_ids), "reason": decision.no_camera_reason, "by": decision.decided_by}
-        await self._note(tx, "activation.decided", decision, details)
+        self._note(tx, "activation.decided", decision, details)
 
     async def _reject(self, tx: Transaction, decision: Decision, why: str) -> None:
         now = self._clock.now()
@@ -317,7 +321,7 @@ class StreamsService:
             self._announcer.announce_rejection(tx, decision, why, now)
             telemetry.log().error("decision not executed", emergency=decision.emergency_id, by=decision.decided_by, why=why)
             details = {"cameras": ",".join(decision.camera_ids), "by": decision.decided_by, "why": why}
-            await self._note(tx, "activation.decision_rejected", decision, details, AuditOutcome.AUDIT_OUTCOME_REFUSED)
+            self._note(tx, "activation.decision_rejected", decision, details, AuditOutcome.AUDIT_OUTCOME_REFUSED)
 
     # --- reconcile -----------------------------------------------------------------------------------------------
 
@@ -327,9 +331,9 @@ class StreamsService:
         What is behind is asked for, what is undecided is joined here, what is open only for us is closed.
         """
         there = await self._peers.open_emergencies()
-        async with self._database.transaction() as tx:
-            gaps = await self._store.gaps(tx, there)
-            gone = await self._store.open_but_for(tx, [each.emergency_id for each in there], _GAPS_AT_MOST)
+        async with self._database.statements() as db:
+            gaps = await self._store.gaps(db, there)
+            gone = await self._store.open_but_for(db, [each.emergency_id for each in there], _GAPS_AT_MOST)
         open_now = {each.emergency_id: each for each in there}
         due = [gap for gap in gaps if open_now[gap.emergency_id].epoch_age >= RECONCILE_AFTER]
         overlooked = self._decisions.since(self._clock.now() - _EARLY_FOR)
@@ -349,8 +353,8 @@ class StreamsService:
         self.reconciled.set()
 
     async def _close_gap(self, found: OpenEmergency) -> None:
-        async with self._database.transaction() as tx:
-            there = await self._store.gaps(tx, [found])
+        async with self._database.statements() as db:
+            there = await self._store.gaps(db, [found])
         gap = next(iter(there), None)
         if gap is None:
             return  # another replica has closed it while we were at others
@@ -405,53 +409,65 @@ class StreamsService:
     async def next_orders(self, link: LocalLink) -> Orders:
         """Wait until the camera's orders differ from what it was sent; Changed when a newer link has taken over."""
         while True:
+            await link.wake.wait()
             if link.superseded:
                 raise Changed(Reason.ERROR_REASON_LINK_SUPERSEDED, "a newer link of this camera has taken over")
             link.wake.clear()
-            # What this writes is when the camera was told: no reason to keep it waiting for a disk.
-            async with self._database.transaction(durable=False) as tx:
-                orders = await self._store.take_orders(tx, link.camera.id, link.camera.agency_id, self._clock.now())
+            try:
+                async with self._database.statements() as db:
+                    orders = await self._store.take_orders(db, link.camera.id, link.camera.agency_id, self._clock.now())
+            except BaseException:
+                link.wake.set()  # nobody has looked
+                raise
             if orders.version > link.sent_version:
                 link.sent_version = orders.version
                 return orders
-            await link.wake.wait()
 
     async def take_report(self, camera: Machine, report: Report) -> None:
         """A camera tells its state and what it did; its word is accepted at any time."""
         now = self._clock.now()
+        if not report.handled:
+            async with self._database.statements() as db:
+                return await self._store.keep_report(db, camera.id, camera.agency_id, report, now)
         async with self._database.transaction() as tx:
-            if report.handled:
-                await self._take_handled(tx, camera, report.handled, now)
+            await self._take_handled(tx, camera, report.handled, now)
             # The camera's row comes after its activations, as everywhere: the other order is a deadlock with a clear.
             await self._store.keep_report(tx, camera.id, camera.agency_id, report, now)
 
     async def _take_handled(self, tx: Transaction, camera: Machine, names: Sequence[Handled], now: datetime) -> None:
-        for handled, activation in await self._store.handled(tx, camera.id, camera.agency_id, names):
+        found = await self._store.handled(tx, camera.id, camera.agency_id, names)
+        for handled, activation in found:
             with telemetry.span("camera answered", parent=activation.traceparent or None):
                 answered = activation.answered(handled.state, handled.refusal_reason, handled.device_time, now)
                 await self._save(tx, [activation], [answered], camera.actor)
+        if len(found) == len(names):
+            return
         for emergency_id, epoch in await self._store.unexpected(tx, camera.id, camera.agency_id, names):
             telemetry.log().error("a camera acted on an order that nobody gave", camera=camera.id, emergency=emergency_id)
             target, details = f"cameras/{camera.id}", {"epoch": str(epoch)}
-            await self._audit.record(tx, Entry("activation.unexpected", camera.actor, target, camera.agency_id, emergency_id, details))
+            self._audit.record(tx, Entry("activation.unexpected", camera.actor, target, camera.agency_id, emergency_id, details))
 
     async def sweep_links(self) -> None:
         """Find out which of this replica's links have new orders or have been superseded elsewhere: what changed lately."""
         links = dict(self._links)  # a link that opens while we look is not in what we see
-        async with self._database.transaction(durable=False) as tx:
-            await self._store.alive(tx, self._replica)
-            changed = await self._store.changed(tx, _LATELY)
+        async with self._database.statements() as db:
+            changed = await self._store.changed(db, _LATELY)
         for row in changed:
             if link := links.get((row["agency_id"], row["camera_id"])):
                 self._look_at(link, row["orders_version"] if row["link_id"] == link.link_id else None)
+
+    async def say_alive(self) -> None:
+        """Our links count as long as we say so."""
+        async with self._database.statements() as db:
+            await self._store.alive(db, self._replica)
 
     async def sweep_all_links(self) -> None:
         """The same for all links, once in a while: a change may have taken long to commit, an end may never have been written."""
         links = list(self._links.values())
         ids = [link.link_id for link in links]
-        async with self._database.transaction() as tx:
-            await self._store.unlink_lost(tx, self._replica, ids)
-            there = await self._store.links(tx, ids, self._replica) if ids else {}
+        async with self._database.statements() as db:
+            await self._store.unlink_lost(db, self._replica, ids)
+            there = await self._store.links(db, ids, self._replica) if ids else {}
         for link in links:
             self._look_at(link, there.get(link.link_id))
 
@@ -464,6 +480,9 @@ class StreamsService:
     async def sweep_overdue(self) -> None:
         """Give an outcome to every activation that has gone without a word for too long."""
         now = self._clock.now()
+        async with self._database.statements() as db:
+            if not await self._store.any_overdue(db, now - UNREACHABLE_AFTER):
+                return
         async with self._database.transaction() as tx:
             found = await self._store.overdue(tx, now - UNREACHABLE_AFTER)
             await self._save(tx, [a for a, _ in found], [a.overdue(linked=linked, now=now) for a, linked in found])
@@ -483,16 +502,16 @@ class StreamsService:
 
     async def get_activation(self, caller: Caller, emergency_id: str) -> tuple[Row, list[Activation]]:
         """The decision of the newest epoch, and what it came to; NotFound also for another agency's."""
-        async with self._database.transaction() as tx:
-            decision = await self._store.accepted(tx, emergency_id)
+        async with self._database.statements() as db:
+            decision = await self._store.accepted(db, emergency_id)
             if decision is None or not caller.may_see(decision["agency_id"]):
                 raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "no decision for such an emergency")
-            return decision, await self._store.of_emergency(tx, emergency_id, epoch=decision["epoch"])
+            return decision, await self._store.of_emergency(db, emergency_id, epoch=decision["epoch"])
 
     async def list_cameras(self, agency_id: str, after: str, limit: int) -> list[CameraView]:
         """A page of an agency's cameras."""
-        async with self._database.transaction() as tx:
-            return await self._store.cameras(tx, agency_id, after, limit)
+        async with self._database.statements() as db:
+            return await self._store.cameras(db, agency_id, after, limit)
 
     async def _save(self, tx: Transaction, old: Sequence[Activation], new: Sequence[Activation], actor: Actor = _SYSTEM) -> None:
         """Write, announce and audit what has changed."""
@@ -502,11 +521,11 @@ class StreamsService:
             self._announcer.announce(tx, activation)
             details = {"state": activation.state.value, "refusal": activation.refusal_reason, "epoch": str(activation.epoch)}
             target = f"cameras/{activation.camera_id}"
-            await self._audit.record(tx, Entry("activation.outcome", actor, target, activation.agency_id, activation.emergency_id, details))
+            self._audit.record(tx, Entry("activation.outcome", actor, target, activation.agency_id, activation.emergency_id, details))
 
-    async def _note(
+    def _note(
         self, tx: Transaction, action: str, decision: Decision, details: dict[str, str],
         outcome: AuditOutcome.ValueType = AuditOutcome.AUDIT_OUTCOME_DONE,
     ) -> None:  # fmt: skip
         target, facts = f"emergencies/{decision.emergency_id}", details | {"epoch": str(decision.epoch)}
-        await self._audit.record(tx, Entry(action, _SYSTEM, target, decision.agency_id, decision.emergency_id, facts, outcome))
+        self._audit.record(tx, Entry(action, _SYSTEM, target, decision.agency_id, decision.emergency_id, facts, outcome))

@@ -6,7 +6,7 @@ from dataclasses import astuple
 from datetime import datetime, timedelta
 from typing import LiteralString
 
-from chassis.db import Row, Transaction
+from chassis.db import NOT_DURABLE, Row, Statements, Transaction
 
 from services.streams.model import (
     Activation,
@@ -57,20 +57,20 @@ class Store:
         )
         return KnownEmergency(**row) if row else None
 
-    async def newest_versions(self, tx: Transaction, limit: int) -> list[tuple[str, int]]:
+    async def newest_versions(self, db: Statements, limit: int) -> list[tuple[str, int]]:
         """The newest emergencies with their versions, oldest first."""
-        rows = await tx.all("SELECT emergency_id::text, version FROM known_emergency ORDER BY emergency_id DESC LIMIT %s", [limit])
+        rows = await db.all("SELECT emergency_id::text, version FROM known_emergency ORDER BY emergency_id DESC LIMIT %s", [limit])
         return [(row["emergency_id"], row["version"]) for row in reversed(rows)]
 
-    async def versions(self, tx: Transaction, ids: Sequence[str]) -> dict[str, int]:
+    async def versions(self, db: Statements, ids: Sequence[str]) -> dict[str, int]:
         """Versions of those emergencies that are known."""
-        rows = await tx.all("SELECT emergency_id::text, version FROM known_emergency WHERE emergency_id = ANY(%s::uuid[])", [list(ids)])
+        rows = await db.all("SELECT emergency_id::text, version FROM known_emergency WHERE emergency_id = ANY(%s::uuid[])", [list(ids)])
         return {row["emergency_id"]: row["version"] for row in rows}
 
-    async def answers(self, tx: Transaction, names: Iterable[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
+    async def answers(self, db: Statements, names: Iterable[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
         """The accepted answer of each (emergency, epoch) that is known; empty if there is none yet."""
         ids, epochs = zip(*names, strict=True)
-        rows = await tx.all(
+        rows = await db.all(
             "SELECT n.id::text, n.epoch, coalesce(d.answer, d.content, '') AS answer FROM unnest(%s::uuid[], %s::int[]) AS n (id, epoch)"
             " JOIN known_emergency k ON k.emergency_id = n.id AND k.epoch >= n.epoch"
             " LEFT JOIN decision d ON d.emergency_id = n.id AND d.epoch = n.epoch",
@@ -78,16 +78,16 @@ class Store:
         )
         return {(row["id"], row["epoch"]): bytes(row["answer"]) for row in rows}
 
-    async def newest_answers(self, tx: Transaction, limit: int) -> list[tuple[tuple[str, int], bytes]]:
+    async def newest_answers(self, db: Statements, limit: int) -> list[tuple[tuple[str, int], bytes]]:
         """The newest decisions' answers by (emergency, epoch), oldest first."""
-        rows = await tx.all(
+        rows = await db.all(
             "SELECT emergency_id::text, epoch, answer FROM decision WHERE answer IS NOT NULL ORDER BY emergency_id DESC LIMIT %s", [limit]
         )
         return [((row["emergency_id"], row["epoch"]), bytes(row["answer"])) for row in reversed(rows)]
 
-    async def gaps(self, tx: Transaction, there: Sequence[OpenEmergency]) -> list[Gap]:
+    async def gaps(self, db: Statements, there: Sequence[OpenEmergency]) -> list[Gap]:
         """Which of the open emergencies are not known in their present version, or have no decision."""
-        rows = await tx.all(
+        rows = await db.all(
             "SELECT o.id::text AS emergency_id, o.epoch, coalesce(k.version < o.version, true) AS behind,"
             " d.emergency_id IS NULL AS undecided FROM unnest(%s::uuid[], %s::bigint[], %s::int[]) AS o (id, version, epoch)"
             " LEFT JOIN known_emergency k ON k.emergency_id = o.id LEFT JOIN decision d ON d.emergency_id = o.id AND d.epoch = o.epoch"
@@ -96,9 +96,9 @@ class Store:
         )
         return [Gap(**row) for row in rows]
 
-    async def open_but_for(self, tx: Transaction, ids: Sequence[str], limit: int) -> list[str]:
+    async def open_but_for(self, db: Statements, ids: Sequence[str], limit: int) -> list[str]:
         """Emergencies that are open as far as we know, without some."""
-        rows = await tx.all(
+        rows = await db.all(
             "SELECT emergency_id::text FROM known_emergency WHERE is_open AND NOT emergency_id = ANY(%s::uuid[]) LIMIT %s",
             [list(ids), limit],
         )
@@ -114,9 +114,9 @@ class Store:
             )
         )
 
-    async def accepted(self, tx: Transaction, emergency_id: str, epoch: int | None = None) -> Row | None:
+    async def accepted(self, db: Statements, emergency_id: str, epoch: int | None = None) -> Row | None:
         """The decision of an epoch, or of the newest; with the number of rejected ones."""
-        return await tx.one(
+        return await db.one(
             "SELECT content, answer, decided_by, agency_id, epoch,"
             " (SELECT count(*) FROM rejected_decision r WHERE r.emergency_id = d.emergency_id) AS rejected"
             " FROM decision d WHERE emergency_id = %s AND (%s::int IS NULL OR epoch = %s) ORDER BY epoch DESC LIMIT 1",
@@ -151,12 +151,18 @@ class Store:
             [(a.version, a.state, a.refusal_reason, a.answered_at, a.device_time, a.emergency_id, a.epoch, a.camera_id) for a in changed],
         )
 
-    async def of_emergency(self, tx: Transaction, emergency_id: str, *, epoch: int | None = None, lock: bool = False) -> list[Activation]:
+    async def of_emergency(self, db: Statements, emergency_id: str, *, epoch: int | None = None, lock: bool = False) -> list[Activation]:
         """Activations of an emergency, or of one of its epochs."""
         query: LiteralString = (
             f"SELECT {_ACTIVATION} FROM activation a WHERE emergency_id = %s AND (%s::int IS NULL OR epoch = %s) ORDER BY epoch, camera_id"
         )
-        return [_activation(row) for row in await tx.all(query + (" FOR UPDATE" if lock else ""), [emergency_id, epoch, epoch])]
+        return [_activation(row) for row in await db.all(query + (" FOR UPDATE" if lock else ""), [emergency_id, epoch, epoch])]
+
+    async def any_overdue(self, db: Statements, requested_before: datetime) -> bool:
+        """Whether there are activations without a word that were requested before a time."""
+        return (
+            await db.one("SELECT 1 FROM activation WHERE state = 'REQUESTED' AND requested_at < %s LIMIT 1", [requested_before]) is not None
+        )
 
     async def overdue(self, tx: Transaction, requested_before: datetime) -> list[tuple[Activation, bool]]:
         """Activations without a word that were requested before a time, and whether their camera is linked."""
@@ -197,25 +203,22 @@ class Store:
             [(agency_id, camera_id) for camera_id in sorted(camera_ids)],
         )
 
-    async def take_orders(self, tx: Transaction, camera_id: str, agency_id: str, now: datetime) -> Orders:
+    async def take_orders(self, db: Statements, camera_id: str, agency_id: str, now: datetime) -> Orders:
         """The camera's orders; what they name counts as ordered now."""
-        version = await tx.one("SELECT orders_version FROM camera WHERE agency_id = %s AND camera_id = %s", [agency_id, camera_id])
-        rows = await tx.all(
-            "SELECT a.emergency_id::text, a.epoch, a.expires_at, a.traceparent, k.exercise"
-            " FROM activation a JOIN known_emergency k USING (emergency_id)"
-            " WHERE a.camera_id = %s AND a.agency_id = %s AND a.expires_at > %s AND k.is_open AND a.epoch = k.epoch"
-            " ORDER BY a.requested_at",
-            [camera_id, agency_id, now],
+        rows = await db.all(
+            "WITH told AS (UPDATE activation a SET ordered_at = %(now)s"
+            f" FROM {NOT_DURABLE}, known_emergency k WHERE a.camera_id = %(camera)s AND a.agency_id = %(agency)s AND a.ordered_at IS NULL"
+            " AND a.expires_at > %(now)s AND k.emergency_id = a.emergency_id AND k.epoch = a.epoch AND k.is_open)"
+            " SELECT c.orders_version, a.emergency_id::text, a.epoch, a.expires_at, a.traceparent, k.exercise FROM camera c"
+            " LEFT JOIN (activation a JOIN known_emergency k ON k.emergency_id = a.emergency_id AND k.epoch = a.epoch AND k.is_open)"
+            " ON a.camera_id = c.camera_id AND a.agency_id = c.agency_id AND a.expires_at > %(now)s"
+            " WHERE c.camera_id = %(camera)s AND c.agency_id = %(agency)s ORDER BY a.requested_at",
+            {"camera": camera_id, "agency": agency_id, "now": now},
         )
-        waiting = [row["emergency_id"] for row in rows]
-        if waiting:
-            await tx.execute(
-                "UPDATE activation SET ordered_at = %s WHERE camera_id = %s AND agency_id = %s AND emergency_id = ANY(%s::uuid[])"
-                " AND ordered_at IS NULL",
-                [now, camera_id, agency_id, waiting],
-            )
-        orders = [Order(r["emergency_id"], r["epoch"], r["expires_at"] - now, r["traceparent"], r["exercise"]) for r in rows]
-        return Orders(version["orders_version"] if version else 0, tuple(orders))
+        orders = [
+            Order(r["emergency_id"], r["epoch"], r["expires_at"] - now, r["traceparent"], r["exercise"]) for r in rows if r["emergency_id"]
+        ]
+        return Orders(rows[0]["orders_version"] if rows else 0, tuple(orders))
 
     async def link(self, tx: Transaction, camera_id: str, agency_id: str, link_id: str, replica_id: str, now: datetime) -> None:
         """Make this the camera's link, ending any other."""
@@ -232,46 +235,49 @@ class Store:
             "UPDATE camera SET link_id = NULL WHERE agency_id = %s AND camera_id = %s AND link_id = %s", [agency_id, camera_id, link_id]
         )
 
-    async def unlink_lost(self, tx: Transaction, replica_id: str, here: Sequence[str]) -> None:
-        """End the links that this replica is said to have and has not: their end could not be written."""
-        await tx.execute(
-            "UPDATE camera SET link_id = NULL WHERE replica_id = %s AND link_id IS NOT NULL AND NOT link_id = ANY(%s::uuid[])"
-            " AND linked_at < now() - interval '5 s'",
+    async def unlink_lost(self, db: Statements, replica_id: str, here: Sequence[str]) -> None:
+        """End the links that this replica is said to have and has not: their end could not be written. Forget old replicas."""
+        await db.execute(
+            "UPDATE camera SET link_id = NULL WHERE (agency_id, camera_id) IN (SELECT agency_id, camera_id FROM camera"
+            " WHERE replica_id = %s AND link_id IS NOT NULL AND NOT link_id = ANY(%s::uuid[]) AND linked_at < now() - interval '5 s'"
+            " ORDER BY camera_id FOR UPDATE)",
             [replica_id, list(here)],
         )
+        await db.execute("DELETE FROM replica WHERE seen_at < now() - interval '1 day'")
 
-    async def links(self, tx: Transaction, link_ids: Sequence[str], replica_id: str) -> dict[str, int]:
+    async def links(self, db: Statements, link_ids: Sequence[str], replica_id: str) -> dict[str, int]:
         """Which of a replica's links still are their cameras' links, with the version of the camera's orders."""
-        rows = await tx.all(
+        rows = await db.all(
             "SELECT link_id::text, orders_version FROM camera WHERE replica_id = %s AND link_id = ANY(%s::uuid[])",
             [replica_id, list(link_ids)],
         )
         return {row["link_id"]: row["orders_version"] for row in rows}
 
-    async def changed(self, tx: Transaction, lately: timedelta) -> list[Row]:
+    async def changed(self, db: Statements, lately: timedelta) -> list[Row]:
         """Cameras, of any replica, whose orders or link have changed lately."""
-        return await tx.all(
+        return await db.all(
             "SELECT agency_id, camera_id, link_id::text, orders_version FROM camera WHERE changed_at > now() - %s", [lately]
         )
 
-    async def alive(self, tx: Transaction, replica_id: str) -> None:
+    async def alive(self, db: Statements, replica_id: str) -> None:
         """This replica lives, and so do its links."""
-        await tx.execute(
-            "INSERT INTO replica (replica_id, seen_at) VALUES (%s, now()) ON CONFLICT (replica_id) DO UPDATE SET seen_at = now()",
+        await db.execute(
+            f"INSERT INTO replica (replica_id, seen_at) SELECT %s, now() FROM {NOT_DURABLE}"
+            " ON CONFLICT (replica_id) DO UPDATE SET seen_at = now()",
             [replica_id],
         )
 
-    async def keep_report(self, tx: Transaction, camera_id: str, agency_id: str, report: Report, now: datetime) -> None:
+    async def keep_report(self, db: Statements, camera_id: str, agency_id: str, report: Report, now: datetime) -> None:
         """The camera's newest report; an older one is not its state."""
-        await tx.execute(
+        await db.execute(
             "UPDATE camera SET boot_id = %s, sequence = %s, report = %s, reported_at = %s WHERE camera_id = %s"
             " AND agency_id = %s AND (boot_id IS NULL OR (boot_id, sequence) < (%s, %s))",
             [report.boot_id, report.sequence, report.content, now, camera_id, agency_id, report.boot_id, report.sequence],
         )
 
-    async def cameras(self, tx: Transaction, agency_id: str, after: str, limit: int) -> list[CameraView]:
+    async def cameras(self, db: Statements, agency_id: str, after: str, limit: int) -> list[CameraView]:
         """A page of an agency's cameras that have ever linked."""
-        rows = await tx.all(
+        rows = await db.all(
             f"SELECT camera_id, agency_id, {_LINKED} AS linked, linked_at, reported_at, report FROM camera c"
             " WHERE agency_id = %s AND camera_id > %s AND linked_at IS NOT NULL ORDER BY camera_id LIMIT %s",
             [agency_id, after, limit],

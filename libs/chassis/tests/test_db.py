@@ -167,7 +167,7 @@ async def test_audit_numbers_have_no_gap_and_no_repeat_whatever_commits_when(
     async def act(n: int) -> None:
         try:
             async with database.transaction() as tx:
-                await audits[n % 2].record(tx, Entry("test.done", Actor(id="x"), f"things/{n}", "pd"))
+                audits[n % 2].record(tx, Entry("test.done", Actor(id="x"), f"things/{n}", "pd"))
                 await tx.execute("SELECT pg_sleep(%s)", [0.002 * (n % 7)])
                 if n % 5 == 0:
                     raise ValueError("rolled back")
