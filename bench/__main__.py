@@ -51,6 +51,7 @@ class Result:
     idle_officers: int = 0
     idle: list[quiet.Use] = field(default_factory=list)
     joins: joining.Rate | None = None
+    joins_batched: joining.Rate | None = None
 
 
 async def run(result: Result, data: Path, seconds: float, officers: int, gap_seconds: float, join_count: int, say: Any) -> None:
@@ -89,6 +90,8 @@ async def run(result: Result, data: Path, seconds: float, officers: int, gap_sec
         say("the rate of joins")
         async with rig.down("joiner-b", *(name for name in rig.services if name.startswith(("streams", "emergency", "registry")))):
             result.joins = await joining.measure(stack, "joiner-a", join_count)
+            async with rig.otherwise("joiner-a", through="bench.batched"):
+                result.joins_batched = await joining.measure(stack, "joiner-a", join_count)
 
 
 async def _kill_lanes(rig: Rig, every_s: float) -> None:
@@ -136,8 +139,9 @@ def show(result: Result) -> None:
     for name, milliseconds in result.gaps:
         table.add_row(name, f"{milliseconds:.0f}")
     out.print(table)
-    if result.joins:
-        out.print(f"Faust, one by one: {result.joins.per_second:.0f} joins/s, {result.joins.per_core_second:.0f} per core and second")
+    for how, rate in (("one by one", result.joins), ("a hundred at a time", result.joins_batched)):
+        if rate:
+            out.print(f"Faust, {how}: {rate.per_second:.0f} joins/s, {rate.per_core_second:.0f} per core and second")
     if result.idle:
         table = Table("idle", "CPU % of a core", "MiB", title=f"{result.idle_officers} officers, cameras linked", title_justify="left")
         for use in [*result.idle, quiet.Use("sum", sum(u.cpu_percent for u in result.idle), sum(u.memory_mib for u in result.idle))]:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +16,13 @@ from tools.desk import Desk
 from tools.roster import create_agency
 
 COLUMNS = ("officer_id", "display_name", "radio", "radio_alias", "cameras", "camera_model")
-_BATCH, _AT_ONCE = 100, 4
+# A batch is one transaction and one request of the registry, which takes 64 KiB.
+_BATCH, _BATCH_BYTES, _AT_ONCE = 100, 48 * 1024, 4
 # A roster is at most this many officers; a longer file is not a roster.
 _ROWS_AT_MOST = 200_000
+
+
+Row = tuple[int, pb.RosterEntry]  # with its line in the file
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,11 @@ class RosterError(Exception):
     """The file cannot be read as a roster at all."""
 
 
-def read_roster(path: Path, agency_id: str) -> tuple[list[tuple[int, pb.RosterEntry]], list[Problem]]:
+def read_roster(path: Path, agency_id: str) -> tuple[list[Row], list[Problem]]:
     """The usable rows with their line numbers, and what is wrong with the others; RosterError if it is no roster."""
-    entries: list[tuple[int, pb.RosterEntry]] = []
+    entries: list[Row] = []
     problems: list[Problem] = []
-    seen: dict[str, int] = {}
+    seen: dict[tuple[str, str], int] = {}
     for line, row in _rows(path):
         try:
             entry = _entry(row, agency_id)
@@ -54,9 +58,9 @@ def read_roster(path: Path, agency_id: str) -> tuple[list[tuple[int, pb.RosterEn
             problems.append(Problem(line, str(error)))
             continue
         wrong = [f"{_column(v.proto)}: {v.proto.message or v.proto.rule_id}" for v in protovalidate.collect_violations(entry)]
-        names = [entry.officer.officer_id, row["radio"].lower(), *(camera.camera_id for camera in entry.cameras)]
-        wrong += [f"{name} is in line {seen[name]} too" for name in names if name and name in seen]
-        seen.update({name: line for name in names if name})
+        names = list(_names(entry))
+        wrong += [f"{kind} {name} is in line {seen[kind, name]} too" for kind, name in names if (kind, name) in seen]
+        seen.update(dict.fromkeys(names, line))
         if wrong:
             problems.append(Problem(line, "; ".join(wrong)))
         else:
@@ -90,6 +94,29 @@ def _entry(row: dict[str, str], agency_id: str) -> pb.RosterEntry:
     return entry
 
 
+def _names(entry: pb.RosterEntry) -> Iterator[tuple[str, str]]:
+    """What may be in a roster only once, by kind; a radio as the number that it is, however it is written."""
+    yield "officer", entry.officer.officer_id
+    if entry.HasField("radio"):
+        identity = entry.radio.identity
+        yield "radio", f"{identity.wacn:05x}-{identity.system_id:03x}-{identity.unit_id:06x}"
+    for camera in entry.cameras:
+        yield "camera", camera.camera_id
+
+
+def _batches(entries: Sequence[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    size = 0
+    for line, entry in entries:
+        if batch and (len(batch) == _BATCH or size + entry.ByteSize() > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append((line, entry))
+        size += entry.ByteSize()
+    if batch:
+        yield batch
+
+
 def _radio(text: str) -> RadioIdentity:
     try:
         wacn, system, unit = (int(part, 16) for part in text.split("-"))
@@ -113,7 +140,7 @@ async def import_roster(desk: Desk, agency_id: str, path: Path, progress: Callab
     gate, done = asyncio.Semaphore(_AT_ONCE), len(problems)
     progress(done, result.rows)
 
-    async def send(batch: list[tuple[int, pb.RosterEntry]]) -> None:
+    async def send(batch: list[Row]) -> None:
         nonlocal done
         async with gate:
             request = pb.ImportRosterRequest(agency_id=agency_id, entries=[entry for _, entry in batch])
@@ -128,8 +155,8 @@ async def import_roster(desk: Desk, agency_id: str, path: Path, progress: Callab
         progress(done, result.rows)
 
     async with asyncio.TaskGroup() as sending:
-        for start in range(0, len(entries), _BATCH):
-            sending.create_task(send(entries[start : start + _BATCH]))
+        for batch in _batches(entries):
+            sending.create_task(send(batch))
     result.problems.sort(key=lambda problem: problem.line)
     return result
 

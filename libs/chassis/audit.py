@@ -14,7 +14,7 @@ from chassis.bus import TRANSIENT, Publisher, Record, Topic
 from chassis.clock import Clock
 from chassis.db import NOT_DURABLE, Database, Transaction
 
-_BATCH = 500
+_BATCH, _REST_S = 500, 0.5
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Audit:
                 busy = False
                 telemetry.log().warning("audit records wait", error=str(error))
             if not busy:
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(_REST_S)
 
     async def _ship_once(self) -> bool:
         """Publish what has a number, and number the rest; True if there is more to do."""

@@ -29,7 +29,7 @@ from chassis.errors import Unavailable
 from chassis.settings import DatabaseSettings
 
 Row = dict[str, Any]
-_MARK_AFTER_S, _IDLE_S = 0.1, 1.0
+_MARK_AFTER_S, _IDLE_S = 0.1, 5.0
 Parameters = Sequence[Any] | Mapping[str, Any]
 T = TypeVar("T")
 

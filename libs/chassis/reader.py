@@ -32,7 +32,6 @@ class Reader:
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
-            "fetch.wait.max.ms": 100,
             "fetch.error.backoff.ms": 100,
         }
         self._thread = ThreadPoolExecutor(1, f"kafka-{name}")  # librdkafka's calls block: they get a thread of their own

@@ -1,5 +1,6 @@
 """What the streams service asks of other services."""
 
+import time
 from typing import Any
 
 import grpc
@@ -18,7 +19,7 @@ from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from services.streams.events import to_decision, to_known
 from services.streams.model import Decision, KnownEmergency, OpenEmergency
 
-_WITHIN_S = 1.0
+_WITHIN_S, _REST_S = 1.0, 0.5
 
 
 class Peers:
@@ -26,6 +27,7 @@ class Peers:
 
     def __init__(self, emergency: grpc.aio.Channel, registry: grpc.aio.Channel) -> None:
         self._emergency, self._registry = EmergencyServiceStub(emergency), RegistryServiceStub(registry)
+        self._registry_rests_until = 0.0
 
     async def open_emergencies(self) -> list[OpenEmergency]:
         """All that is open."""
@@ -48,15 +50,27 @@ class Peers:
         found = await self._whole(emergency_id)
         if found is None:
             return None, None
-        request = registry_pb.ResolveRadioRequest(radio=found.radio, at=found.epoch_started_at, agency_id=found.agency_id)
-        duty: DutyRecord | None = None
+        decision = join(found, await self._duty(found), duty_is_fresh=True)
+        return to_known(found), to_decision(decision, "reconcile", found.traceparent) if decision else None
+
+    async def _duty(self, emergency: Emergency) -> DutyRecord | None:
+        """The registry's record; None without an answer, which a bound emergency does not need.
+
+        After a failure it is left alone for a moment: a registry that hangs must not make hundreds of gaps wait one after the other.
+        """
+        if time.monotonic() < self._registry_rests_until:
+            return None
+        request = registry_pb.ResolveRadioRequest(radio=emergency.radio, at=emergency.epoch_started_at, agency_id=emergency.agency_id)
         try:
             answer = await _ask(self._registry.ResolveRadio, request)
-            duty = answer.duty if answer.HasField("duty") else None
-        except (Unavailable, _Refused):
-            telemetry.log().warning("the registry does not answer", emergency=emergency_id)  # a bound one does not need it
-        decision = join(found, duty, duty_is_fresh=True)
-        return to_known(found), to_decision(decision, "reconcile", found.traceparent) if decision else None
+        except _Refused:
+            return None
+        except Unavailable as error:
+            telemetry.log().warning("the registry does not answer", emergency=emergency.emergency_id, error=str(error))
+            self._registry_rests_until = time.monotonic() + _REST_S
+            return None
+        duty: DutyRecord | None = answer.duty if answer.HasField("duty") else None
+        return duty
 
     async def _whole(self, emergency_id: str) -> Emergency | None:
         try:

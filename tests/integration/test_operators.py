@@ -70,6 +70,22 @@ async def test_what_exists_with_other_content_is_reported_and_left_alone(world: 
     assert found.created == 1  # the other officer; the first row's camera is not taken either
 
 
+async def test_rows_that_are_too_large_for_one_request_go_in_several(world: World, tmp_path: Path) -> None:
+    file = tmp_path / "roster.csv"
+    cameras = [";".join(f"ro-large-{n}-{camera}-{'x' * 40}" for camera in range(16)) for n in range(60)]
+    file.write_text(HEADING + "".join(f"ro-large-{n},{'L' * 60},,,{carried},X\n" for n, carried in enumerate(cameras)))
+    found = await import_roster(world.admin, world.agency_id, file, lambda done, total: None)
+    assert (found.problems, found.created) == ([], 60 * 17)
+
+
+def test_a_radio_is_one_radio_however_it_is_written_and_no_officer(tmp_path: Path) -> None:
+    file = tmp_path / "roster.csv"
+    file.write_text(HEADING + "one,,BEE00-1A4-70,,same,\nsame,,bee00-1a4-000070,,,\n")
+    entries, problems = read_roster(file, "demo-pd")
+    assert [entry.officer.officer_id for _, entry in entries] == ["one"]
+    assert [problem.text for problem in problems] == ["radio bee00-1a4-000070 is in line 2 too"]
+
+
 @pytest.mark.parametrize("content", ["", "name,badge\nx,1\n", HEADING + '"open quote\n', "\xff\xfe"])
 def test_a_file_that_is_no_roster_says_so(tmp_path: Path, content: str) -> None:
     file = tmp_path / "roster.csv"

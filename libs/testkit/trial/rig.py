@@ -112,12 +112,12 @@ class Rig:
         await self.gone_and_back(name, process)
 
     @asynccontextmanager
-    async def otherwise(self, name: str, order: str = "", **environment: str) -> AsyncIterator[Process]:
-        """Run a process with other settings, and sabotaged if there is an order, for the length of the body."""
+    async def otherwise(self, name: str, order: str = "", through: str | None = None, **environment: str) -> AsyncIterator[Process]:
+        """Run a process with other settings for the length of the body: sabotaged if there is an order, or through a module."""
         self._held.add(name)
         await asyncio.to_thread(stop, [self.process(name)])
         more = environment | ({sabotage.VARIABLE: order} if order else {})
-        process = await asyncio.to_thread(restart, self.stack, name, more, "testkit.sabotage" if order else None)
+        process = await asyncio.to_thread(restart, self.stack, name, more, "testkit.sabotage" if order else through)
         try:
             with contextlib.suppress(TimeoutError) if order.startswith("die") else contextlib.nullcontext():
                 await world.until(lambda: self._serves_or_died(process), f"{name} to serve", READY_WITHIN_S)
