@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -30,21 +31,25 @@ class Rate:
     per_core_second: float
 
 
-def _fill(kafka: KafkaSettings, joins: int) -> None:
-    """Duty records, and then events of emergencies that only the lane will hear of."""
-    producer = Producer(
-        client_config(kafka) | {"partitioner": "murmur2_random", "linger.ms": 20, "queue.buffering.max.messages": 1_000_000}
-    )
-    now = datetime.now(UTC)
-    radios = [RadioIdentity(wacn=0xBEE00, system_id=0x1A5, unit_id=n + 1) for n in range(_RADIOS)]
+def _producer(kafka: KafkaSettings) -> Producer:
+    return Producer(client_config(kafka) | {"partitioner": "murmur2_random", "linger.ms": 20, "queue.buffering.max.messages": 1_000_000})
+
+
+def _hand_out(producer: Producer, radios: Sequence[RadioIdentity]) -> None:
+    """A duty record for each radio."""
     for radio in radios:
         interval = DutyInterval(officer_id=f"officer-{radio.unit_id}", camera_ids=[f"cam-{radio.unit_id}"])
-        getattr(interval, "from").FromDatetime(now - timedelta(hours=1))
+        getattr(interval, "from").FromDatetime(datetime.now(UTC) - timedelta(hours=1))
         duty = DutyRecord(radio=radio, agency_id="join-pd", version=1, intervals=[interval])
         producer.produce(REGISTRY_DUTY.name, duty.SerializeToString(), radio_key(radio))
     producer.flush(30)
-    for n in range(joins):
-        radio = radios[n % _RADIOS]
+
+
+def _press(producer: Producer, radios: Sequence[RadioIdentity], count: int) -> None:
+    """Events of emergencies that only the lane will hear of."""
+    now = datetime.now(UTC)
+    for n in range(count):
+        radio = radios[n % len(radios)]
         subject = Subject(state=SUBJECT_STATE_HELD, officer_id=f"officer-{radio.unit_id}", duty_version=1, home_agency_id="join-pd")
         emergency = Emergency(
             emergency_id=str(uuid4()), version=1, epoch=1, agency_id="join-pd", radio=radio, state=EMERGENCY_STATE_OPEN, subject=subject,
@@ -67,14 +72,25 @@ async def measure(stack: Stack, lane: str, joins: int) -> Rate:
     kafka = KafkaSettings(bootstrap=stack.kafka, security="PLAINTEXT")
     consumer = Consumer(client_config(kafka) | {"group.id": "bench-joins"})
     process = psutil.Process(process_named(stack, lane).pid)
+    radios = [RadioIdentity(wacn=0xBEE00, system_id=0x1A5, unit_id=n + 1) for n in range(_RADIOS)]
+    producer = _producer(kafka)
+
+    async def decided(count: int) -> int:
+        async with asyncio.timeout(_WITHIN_S):
+            while (now := await asyncio.to_thread(_ends, consumer)) < count:
+                await asyncio.sleep(0.05)
+        return now
+
     try:
         before = await asyncio.to_thread(_ends, consumer)
-        await asyncio.to_thread(_fill, kafka, joins)
+        # The lane must know all radios before: of one that it does not know it keeps only a few events.
+        await asyncio.to_thread(_hand_out, producer, radios)
+        await asyncio.to_thread(_press, producer, radios, _RADIOS)
+        before = await decided(before + _RADIOS)
+        await asyncio.to_thread(_press, producer, radios, joins)
         used, there, begun = sum(process.cpu_times()[:2]), await asyncio.to_thread(_ends, consumer), time.monotonic()
-        async with asyncio.timeout(_WITHIN_S):
-            while (now := await asyncio.to_thread(_ends, consumer)) < before + joins:
-                await asyncio.sleep(0.05)
-        seconds, made = time.monotonic() - begun, now - there
+        made = await decided(before + joins) - there
+        seconds = time.monotonic() - begun
         return Rate(joins, made / seconds, made / max(0.01, sum(process.cpu_times()[:2]) - used))
     finally:
         consumer.close()
