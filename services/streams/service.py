@@ -14,7 +14,7 @@ from chassis.clock import Clock
 from chassis.db import Database, Row, Statements, Transaction
 from chassis.errors import Changed, NotFound
 from chassis.identity import Caller, Machine
-from chassis.recent import Recent
+from chassis.recent import Recent, Waiting
 from sightline.audit.v1.record_pb2 import AuditOutcome
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
@@ -35,7 +35,6 @@ from services.streams.model import (
     is_early,
     refusal_of_decision,
 )  # fmt: skip
-from services.streams.waiting import Waiting
 
 # What waits at the most; `reconcile` brings back what gives way. Decisions wait for their emergency only so long.
 _WAITING_AT_MOST, _EARLY_FOR = 1000, timedelta(seconds=2)
