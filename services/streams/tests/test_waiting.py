@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from chassis.identity import Machine
+from chassis.recent import Waiting
 
 from services.streams.model import Decision, KnownEmergency
 from services.streams.service import StreamsService
-from chassis.recent import Waiting
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OPEN = KnownEmergency("e", 1, 1, "pd", True, False, "anna")
