@@ -33,10 +33,12 @@ app = typer.Typer(
 )
 stack_app = typer.Typer(no_args_is_help=True, help="The whole system on this machine.")
 roster_app = typer.Typer(no_args_is_help=True, help="Officers, radios and cameras from files.")
+evidence_app = typer.Typer(no_args_is_help=True, help="Recordings and the proof of what they are.")
 topics_app = typer.Typer(no_args_is_help=True, help="Kafka topics, from the table in contracts/topics.py.")
 app.add_typer(stack_app, name="stack")
 app.add_typer(topics_app, name="topics")
 app.add_typer(roster_app, name="roster")
+app.add_typer(evidence_app, name="evidence")
 
 out, err = Console(), Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -222,6 +224,38 @@ def roster_import(
         err.print(f"line {problem.line}: {problem.text}", style="red", highlight=False, markup=False)
     if found.problems:
         err.print(f"{len(found.problems)} problems, all in {write_report(file, found.problems)}")
+        raise typer.Exit(1)
+
+
+@evidence_app.command("verify")
+def evidence_verify(
+    path: Annotated[Path, typer.Argument(help="A segment (.mp4 or .jsonl), or a folder of them.", exists=True)],
+    anchors: Annotated[
+        Path | None,
+        typer.Option(help="Chain values published at the time: JSON lines with recording_id, segment_id, n, chain.", exists=True),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Recompute the hash chain of a recording from its bytes, offline; exit 1 and name the first piece that is not what was kept."""
+    from tools.evidence import Unreadable, check
+
+    try:
+        with Progress(console=err, transient=True) as bar:
+            checked = check(path, anchors, bar)
+    except Unreadable as error:
+        err.print(f"[red]{error}[/red]", highlight=False)
+        raise typer.Exit(2) from error
+    if as_json:
+        _print_json([each.summary() for each in checked])
+    else:
+        table = Table(Column("segment", overflow="fold"), "good pieces", "bytes", Column("received", min_width=19), "ended", "result")
+        for each in checked:
+            table.add_row(*each.cells())
+        out.print(table)
+    bad = [each for each in checked if each.verdict.finding]
+    for each in bad:
+        err.print(f"[red]{each.index}: {each.result}[/red]", highlight=False)
+    if bad:
         raise typer.Exit(1)
 
 

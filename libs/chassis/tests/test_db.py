@@ -96,7 +96,7 @@ async def test_two_sweepers_do_not_hide_a_row_from_each_other(databases: Databas
 
 async def test_rows_that_commit_late_and_out_of_order_are_all_published(databases: DatabaseSettings, database: Database) -> None:
     """F5: whoever polls for ids above the last one loses what took its id early and committed late."""
-    dice = random.Random(5)  # noqa: S311
+    dice = random.Random(5)
     row = "INSERT INTO outbox (topic, key, value, headers, created_at) VALUES (%s, 'k', %s, '{}', now() - interval '1 s')"
     sweepers = [asyncio.create_task(database.sweep()) for _ in range(3)]
     connections = [await psycopg.AsyncConnection.connect(databases.url, options=f"-c search_path={SCHEMA}") for _ in range(4)]

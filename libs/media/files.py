@@ -1,0 +1,235 @@
+"""Segments as files: `<folder>/<recording>/<segment>.mp4`, the bytes as they came, and `.jsonl`, their index.
+
+The media is written before its line in the index, so what the index names is there: a SIGKILL loses at most the piece in flight,
+a power cut what came since the last `sync`. A full disk takes back the piece that did not fit and ends the segment.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+from media.chain import End, Entry, Name, Verdict, head_line, line, link, parse_head, parse_line, verify
+from media.fmp4 import Fragment, Init
+
+LOST = "RELAY_LOST"  # the end of a segment whose relay died
+
+
+class StorageFull(OSError):
+    """There is no room for a piece; what was kept before is whole."""
+
+
+class Segment(Protocol):
+    """A segment that is being written."""
+
+    def append(self, piece: Init | Fragment, received_at: datetime) -> Entry:
+        """Keep a piece; StorageFull if there is no room."""
+        ...
+
+    def sync(self) -> Entry | None:
+        """Make all that was kept survive a power cut; returns the last piece of it."""
+        ...
+
+    def close(self, cause: str) -> End:
+        """Write the end."""
+        ...
+
+
+class Shelf(Protocol):
+    """Where segments are kept."""
+
+    def begin(self, name: Name) -> Segment:
+        """A new segment; FileExistsError if there is one of that name."""
+        ...
+
+    def segments(self, recording_id: str) -> list[Name]:
+        """The segments of a recording, in order of their names."""
+        ...
+
+    def verify(self, name: Name, anchors: Mapping[int, str] | None = None) -> Verdict:
+        """Recompute a segment's chain from its bytes."""
+        ...
+
+    def delete(self, name: Name) -> None:
+        """Delete a segment's media and index; no error if they are gone."""
+        ...
+
+    def recover(self) -> list[tuple[Name, End]]:
+        """After a crash: end the segments that have no end, without what was written of them in part."""
+        ...
+
+
+class FileSegment:
+    """A segment in two files."""
+
+    def __init__(self, folder: Path, name: Name) -> None:
+        self._name = name
+        self._entries, self._offset, self._chain = 0, 0, name.genesis
+        self._last: Entry | None = None
+        with ExitStack() as undo:
+            self._media = _create(folder / f"{name.segment_id}.mp4", undo)
+            self._index = _create(folder / f"{name.segment_id}.jsonl", undo)
+            self._index_end = 0
+            self._write_index(head_line(name))
+            undo.pop_all()
+        _sync_folder(folder)
+
+    def append(self, piece: Init | Fragment, received_at: datetime) -> Entry:
+        """Keep a piece; StorageFull if there is no room."""
+        chain = link(self._chain, piece.data)
+        at, captured = (piece.at, piece.captured_at) if isinstance(piece, Fragment) else (timedelta(), None)
+        kind = "init" if isinstance(piece, Init) else "key" if piece.is_keyframe else "delta"
+        entry = Entry(
+            self._entries, self._offset, len(piece.data), chain.hex(), kind, _ms(at), _since_1970(received_at),
+            _since_1970(captured) if captured else None,
+        )  # fmt: skip
+        _write(self._media, piece.data, self._offset)
+        self._write_index(line(entry))
+        self._entries, self._offset, self._chain, self._last = self._entries + 1, self._offset + len(piece.data), chain, entry
+        return entry
+
+    def _write_index(self, text: bytes) -> None:
+        _write(self._index, text, self._index_end)
+        self._index_end += len(text)
+
+    def sync(self) -> Entry | None:
+        """Make all that was kept survive a power cut; returns the last piece of it."""
+        last = self._last
+        os.fdatasync(self._media)
+        os.fdatasync(self._index)
+        return last
+
+    def close(self, cause: str) -> End:
+        """Write the end; a disk that is full has room for that line, or `recover` writes it."""
+        end = End(cause, self._entries, self._offset, self._chain.hex())
+        try:
+            os.ftruncate(self._media, self._offset)  # a piece that did not fit into the index is none
+            self._write_index(line(end))
+            self.sync()
+        finally:
+            os.close(self._media)
+            os.close(self._index)
+        return end
+
+
+class FileShelf:
+    """Segments in a folder of the local file system."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def begin(self, name: Name) -> FileSegment:
+        """A new segment; FileExistsError if there is one of that name."""
+        folder = self._folder / name.recording_id
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileSegment(folder, name)
+
+    def segments(self, recording_id: str) -> list[Name]:
+        """The segments of a recording, in order of their names."""
+        return sorted((Name(recording_id, path.stem) for path in (self._folder / recording_id).glob("*.jsonl")), key=str)
+
+    def verify(self, name: Name, anchors: Mapping[int, str] | None = None) -> Verdict:
+        """Recompute a segment's chain from its bytes."""
+        return verify_file(self._folder / name.recording_id / f"{name.segment_id}.jsonl", anchors)
+
+    def delete(self, name: Name) -> None:
+        """Delete a segment's media and index; no error if they are gone. The media goes first: an index without it is a trace."""
+        for suffix in ("mp4", "jsonl"):
+            (self._folder / name.recording_id / f"{name.segment_id}.{suffix}").unlink(missing_ok=True)
+
+    def recover(self) -> list[tuple[Name, End]]:
+        """After a crash: end the segments that have no end, without what was written of them in part."""
+        found = []
+        for index in sorted(self._folder.glob("*/*.jsonl")):
+            if recovered := _recover(index):
+                found.append(recovered)
+        return found
+
+
+def verify_file(index: Path, anchors: Mapping[int, str] | None = None) -> Verdict:
+    """Recompute the chain of a segment from its two files; `index` is the one that ends in .jsonl."""
+    media = index.with_suffix(".mp4")
+    with index.open("rb") as lines, media.open("rb") if media.exists() else open(os.devnull, "rb") as content:
+        return verify(lines, content, anchors)
+
+
+def _recover(index: Path) -> tuple[Name, End] | None:
+    """End a segment that has no end; what cannot be read is left as it is, for a check to name."""
+    media = index.with_suffix(".mp4")
+    size = media.stat().st_size if media.exists() else 0
+    try:
+        name, last, kept, ended = _read_index(index, size)
+    except (ValueError, KeyError):
+        return None
+    if ended:
+        return None
+    end = End(LOST, last.n + 1, last.offset + last.length, last.chain) if last else End(LOST, 0, 0, name.genesis.hex())
+    with media.open("ab") as content:
+        content.truncate(end.bytes)
+        os.fsync(content.fileno())
+    with index.open("r+b") as lines:
+        lines.truncate(kept)
+        lines.seek(kept)
+        lines.write(line(end))
+        lines.flush()
+        os.fsync(lines.fileno())
+    return name, end
+
+
+def _read_index(index: Path, media_size: int) -> tuple[Name, Entry | None, int, bool]:
+    """Name, last entry whose bytes are there, length of the index up to it, and whether the segment has its end."""
+    lines = _whole_lines(index)
+    head = next(lines, b"")
+    name, last, kept = parse_head(head), None, len(head)
+    for text in lines:
+        record = parse_line(text)
+        if isinstance(record, End):
+            return name, last, kept, True
+        if record.offset + record.length > media_size:
+            break
+        last, kept = record, kept + len(text)
+    return name, last, kept, False
+
+
+def _whole_lines(index: Path) -> Iterator[bytes]:
+    with index.open("rb") as lines:
+        for text in lines:
+            if not text.endswith(b"\n"):
+                return
+            yield text
+
+
+def _create(path: Path, undo: ExitStack) -> int:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+    undo.callback(path.unlink)
+    undo.callback(os.close, descriptor)
+    return descriptor
+
+
+def _write(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all of it at its place, or none of it."""
+    done = 0
+    try:
+        while done < len(data):
+            done += os.pwrite(descriptor, data[done:], offset + done)
+    except OSError as error:
+        os.ftruncate(descriptor, offset)
+        raise StorageFull(error.errno, f"a piece of {len(data)} bytes could not be kept: {error.strerror}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _ms(span: timedelta) -> int:
+    return span // timedelta(milliseconds=1)
+
+
+def _since_1970(at: datetime) -> int:
+    return _ms(at - datetime(1970, 1, 1, tzinfo=UTC))

@@ -1,0 +1,209 @@
+"""What was kept verifies; what was touched since is found and named; what a crash leaves is whole."""
+
+import errno
+import json
+import os
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from media.chain import End, Entry, Name
+from media.files import LOST, FileShelf, StorageFull
+from media.fmp4 import Splitter
+from testkit.footage import stream
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+NAME = Name("rec-1", "0001-live")
+FRAMES = 40
+
+
+def keep(shelf: FileShelf, data: bytes, name: Name = NAME, cause: str | None = "CAMERA_STOPPED") -> list[Entry]:
+    segment = shelf.begin(name)
+    entries = [segment.append(piece, NOW + timedelta(milliseconds=40 * n)) for n, piece in enumerate(Splitter().feed(data))]
+    if cause:
+        segment.close(cause)
+    return entries
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> FileShelf:
+    return FileShelf(tmp_path)
+
+
+def paths(tmp_path: Path) -> tuple[Path, Path]:
+    return tmp_path / "rec-1/0001-live.mp4", tmp_path / "rec-1/0001-live.jsonl"
+
+
+def test_what_was_kept_is_what_came_and_verifies(shelf: FileShelf, tmp_path: Path) -> None:
+    data = stream(FRAMES, random.Random(1))
+    entries = keep(shelf, data)
+    assert paths(tmp_path)[0].read_bytes() == data
+    verdict = shelf.verify(NAME, {5: entries[5].chain, FRAMES: entries[FRAMES].chain})
+    assert (verdict.finding, verdict.pieces, verdict.bytes, verdict.end) == (None, FRAMES + 1, len(data), "CAMERA_STOPPED")
+    assert [entry.kind for entry in verdict.entries[:12]] == ["init", "key", *["delta"] * 9, "key"]
+    assert shelf.segments("rec-1") == [NAME]
+
+
+Touch = Callable[[Path, Path, list[Entry], random.Random], int]
+
+
+def flip(media: Path, index: Path, entries: list[Entry], dice: random.Random) -> int:
+    content, entry = bytearray(media.read_bytes()), dice.choice(entries)
+    content[entry.offset + dice.randrange(entry.length)] ^= 1 << dice.randrange(8)
+    media.write_bytes(content)
+    return entry.n
+
+
+def remove(media: Path, index: Path, entries: list[Entry], dice: random.Random) -> int:
+    content, entry = media.read_bytes(), dice.choice(entries)
+    media.write_bytes(content[: entry.offset] + content[entry.offset + entry.length :])
+    lines = index.read_bytes().splitlines(keepends=True)
+    index.write_bytes(b"".join(lines[: entry.n + 1] + lines[entry.n + 2 :]))
+    return entry.n
+
+
+def swap(media: Path, index: Path, entries: list[Entry], dice: random.Random) -> int:
+    one, two = sorted(dice.sample(entries, 2), key=lambda entry: entry.n)
+    content = media.read_bytes()
+    part = [content[entry.offset : entry.offset + entry.length] for entry in entries]
+    part[one.n], part[two.n] = part[two.n], part[one.n]
+    media.write_bytes(b"".join(part))
+    return one.n
+
+
+def truncate(media: Path, index: Path, entries: list[Entry], dice: random.Random) -> int:
+    entry = dice.choice(entries)
+    os.truncate(media, entry.offset + dice.randrange(entry.length))
+    return entry.n
+
+
+def cut_tail(media: Path, index: Path, entries: list[Entry], dice: random.Random) -> int:
+    """The last pieces are taken out of media and index; the end stays."""
+    entry = dice.choice(entries)
+    os.truncate(media, entry.offset)
+    lines = index.read_bytes().splitlines(keepends=True)
+    index.write_bytes(b"".join([*lines[: entry.n + 1], lines[-1]]))
+    return entry.n
+
+
+def spoil_line(media: Path, index: Path, entries: list[Entry], dice: random.Random) -> int:
+    entry = dice.choice(entries)
+    lines = index.read_bytes().splitlines(keepends=True)
+    content = json.loads(lines[entry.n + 1])
+    content[dice.choice(["n", "offset", "length", "chain"])] = dice.choice([10**9, -1, "x"])
+    lines[entry.n + 1] = json.dumps(content).encode() + b"\n"
+    index.write_bytes(b"".join(lines))
+    return entry.n
+
+
+@pytest.mark.parametrize("touch", [flip, remove, swap, truncate, cut_tail, spoil_line])
+def test_what_was_touched_is_found_and_named_in_100_of_100(shelf: FileShelf, tmp_path: Path, touch: Touch) -> None:
+    dice = random.Random(touch.__name__)
+    entries = keep(shelf, stream(FRAMES, dice))
+    media, index = paths(tmp_path)
+    kept = media.read_bytes(), index.read_bytes()
+    for _ in range(100):
+        expected = touch(media, index, entries, dice)
+        verdict = shelf.verify(NAME)
+        assert verdict.finding is not None
+        assert verdict.finding.n == expected
+        media.write_bytes(kept[0])
+        index.write_bytes(kept[1])
+    assert shelf.verify(NAME).finding is None
+
+
+def test_a_segment_that_is_written_anew_is_found_by_what_was_published(shelf: FileShelf, tmp_path: Path) -> None:
+    entries = keep(shelf, stream(FRAMES, random.Random(1)))
+    published = {n: entries[n].chain for n in (10, 20, 30, 40)}
+    shelf.delete(NAME)
+    assert not list(tmp_path.glob("rec-1/*"))
+    keep(shelf, stream(FRAMES, random.Random(2)))
+    assert shelf.verify(NAME).finding is None
+    finding = shelf.verify(NAME, published).finding
+    assert finding is not None
+    assert finding.n == 10
+    shelf.delete(NAME)
+    keep(shelf, stream(15, random.Random(1)))
+    finding = shelf.verify(NAME, published).finding
+    assert finding is not None
+    assert "published and are missing" in finding.what
+
+
+def test_a_segment_cannot_stand_for_another(shelf: FileShelf, tmp_path: Path) -> None:
+    keep(shelf, stream(FRAMES, random.Random(1)))
+    media, index = paths(tmp_path)
+    for path in (media, index):
+        path.with_stem("0002-live").write_bytes(path.read_bytes().replace(b"0001-live", b"0002-live"))
+    finding = shelf.verify(Name("rec-1", "0002-live")).finding
+    assert finding is not None
+    assert finding.n == 0
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_what_a_kill_leaves_is_made_whole(shelf: FileShelf, tmp_path: Path, seed: int) -> None:
+    """At any byte: the media is written first, then the line that names it."""
+    dice = random.Random(seed)
+    data = stream(FRAMES, dice)
+    entries = keep(shelf, data, cause=None)
+    media, index = paths(tmp_path)
+    lines = index.read_bytes().splitlines(keepends=True)
+    last = dice.choice(entries)
+    if dice.random() < 0.5:  # in the midst of a piece's bytes
+        os.truncate(media, last.offset + dice.randrange(last.length))
+        index.write_bytes(b"".join(lines[: last.n + 1]))
+    else:  # in the midst of its line
+        os.truncate(media, last.offset + last.length)
+        index.write_bytes(b"".join(lines[: last.n + 1]) + lines[last.n + 1][: dice.randrange(len(lines[last.n + 1]))])
+    [(name, end)] = shelf.recover()
+    assert (name, end) == (NAME, End(LOST, last.n, last.offset, end.chain))
+    verdict = shelf.verify(NAME)
+    assert (verdict.finding, verdict.end, verdict.pieces) == (None, LOST, last.n)
+    assert data.startswith(media.read_bytes())
+    assert shelf.recover() == []
+
+
+def test_recovery_leaves_alone_what_has_its_end_and_what_it_cannot_read(shelf: FileShelf, tmp_path: Path) -> None:
+    keep(shelf, stream(3, random.Random(1)))
+    strange = tmp_path / "rec-1/strange.jsonl"
+    strange.write_bytes(b"nonsense\n")
+    empty = tmp_path / "rec-1/empty.jsonl"
+    empty.write_bytes(b"")
+    assert shelf.recover() == []
+    assert strange.read_bytes() == b"nonsense\n"
+
+
+def test_a_full_disk_takes_back_the_piece_that_did_not_fit(shelf: FileShelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = stream(FRAMES, random.Random(1))
+    room, write = 9000, os.pwrite
+
+    def pwrite(descriptor: int, content: bytes, offset: int) -> int:
+        if offset + len(content) <= room:
+            return write(descriptor, content, offset)
+        if offset < room:
+            return write(descriptor, content[: room - offset], offset)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    segment = shelf.begin(NAME)
+    kept: list[Entry] = []
+
+    def keep_all() -> None:
+        for piece in Splitter().feed(data):
+            kept.append(segment.append(piece, NOW))
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(StorageFull):
+        keep_all()
+    monkeypatch.undo()
+    segment.close("STORAGE_FULL")
+    verdict = shelf.verify(NAME)
+    assert (verdict.finding, verdict.pieces, verdict.end) == (None, len(kept), "STORAGE_FULL")
+    assert 0 < len(kept) <= FRAMES
+
+
+def test_a_name_is_used_once(shelf: FileShelf) -> None:
+    keep(shelf, stream(3, random.Random(1)))
+    with pytest.raises(FileExistsError):
+        shelf.begin(NAME)
+    assert shelf.verify(NAME).finding is None
