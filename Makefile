@@ -30,15 +30,17 @@ demo: $(READY) ## bring everything up, press buttons, show what comes of it (DEM
 	@DEMO_STARTED=$(STARTED) $(BIN)/sightline demo
 
 test: lint ## set up and run everything: linters, all tests on real servers, a short demo
-	@$(BIN)/pytest
+	@$(BIN)/pytest -m 'not slow'
 	@$(MAKE) --no-print-directory fault-share
 	@DEMO_SECONDS=$(DEMO_TEST_SECONDS) DEMO_STARTED=$(STARTED) $(BIN)/sightline --plain demo
 
 fault-share: $(READY) ## CI's share of the fault tests, some minutes: a stack whose parts are killed, frozen and cut off
 	@$(BIN)/pytest -m 'not slow' --timeout 600 tests/faults
 
-fault-nightly: $(READY) ## 20,000 presses with 200 faults, three brokers, every point of death: about two hours
+fault-nightly: $(READY) ## 20,000 presses with 200 faults, three brokers, every point of death: about two and a half hours
+	@$(BIN)/pytest -m slow --timeout 1200 libs/chassis
 	@$(BIN)/pytest -m slow --timeout 1200 tests/faults
+	@$(BIN)/python -m testkit.trial --only F3 --presses 1500 --faults 200 --rate 1
 	@$(BIN)/python -m testkit.trial --brokers 3 --presses 4000 --faults 40 --rate 6
 	@$(BIN)/python -m testkit.trial --presses 20000 --faults 200 --rate 10
 
