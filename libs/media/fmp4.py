@@ -1,7 +1,8 @@
 """Cuts fragmented MP4 (CMAF, ISO/IEC 14496-12 and 23000-19) into an init segment and fragments, byte for byte. Pure.
 
-Every byte of the stream belongs to exactly one piece, in order: what is hashed and kept is what came. Only what a camera needs
-is understood: one H.264 video track, perhaps audio beside it, one `moof` and `mdat` a fragment.
+Every byte of the stream belongs to exactly one piece, in order: what is hashed and kept is what came (but for `mfra`, a table of
+contents that some writers put at the very end). Only what a camera needs is understood: one H.264 video track, perhaps audio
+beside it, one `moof` and `mdat` a fragment.
 """
 
 import struct

@@ -68,6 +68,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A defect on our side; the message names the trace. INTERNAL."""
     ERROR_REASON_GOING_AWAY: _ErrorReason.ValueType  # 22
     """The service is stopping or full; connect again. UNAVAILABLE."""
+    ERROR_REASON_BAD_MEDIA: _ErrorReason.ValueType  # 23
+    """What a camera sent is no usable video; `fault` in the metadata names why. INVALID_ARGUMENT."""
+    ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 24
+    """There is no room for more media; what was kept stays. UNAVAILABLE."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the `reason` of the google.rpc.ErrorInfo that every refused call carries (domain "sightline").
@@ -120,4 +124,8 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 21
 """A defect on our side; the message names the trace. INTERNAL."""
 ERROR_REASON_GOING_AWAY: ErrorReason.ValueType  # 22
 """The service is stopping or full; connect again. UNAVAILABLE."""
+ERROR_REASON_BAD_MEDIA: ErrorReason.ValueType  # 23
+"""What a camera sent is no usable video; `fault` in the metadata names why. INVALID_ARGUMENT."""
+ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 24
+"""There is no room for more media; what was kept stays. UNAVAILABLE."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1,0 +1,1 @@
+"""Live media: in from cameras, onto the disk, out to viewers."""

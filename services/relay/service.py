@@ -1,0 +1,242 @@
+"""The relay's use cases: what a camera sends is hashed and kept, and then shown; who may not see any more is cut off."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from chassis import telemetry
+from chassis.clock import Clock
+from chassis.errors import AlreadyExists, InvalidRequest, NotFound, Unavailable
+from media.chain import End, Entry, Name
+from media.files import Segment, Shelf, StorageFull
+from media.fmp4 import BadMedia, Fragment, Init, Splitter
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+
+from services.relay.model import Frame, Group, Viewer
+
+T = TypeVar("T")
+# A camera that sends nothing for so long has gone, whatever its connection says.
+IDLE_S = 10.0
+# What a second holds at the most of pieces that a power cut may take.
+SYNC_EVERY_S = 1.0
+_DISK_THREADS = 8
+
+
+class Announcer(Protocol):
+    """Tells the world what was kept."""
+
+    def announce_head(self, name: Name, entry: Entry) -> None:
+        """A chain value of what survives a power cut. Never blocks."""
+        ...
+
+
+class Replaced(Exception):
+    """A newer connection of the same session has taken over."""
+
+
+@dataclass(eq=False)
+class Watch:
+    """One viewer of a session. `wake` is set when there may be something to send, or an end."""
+
+    viewer: Viewer = field(default_factory=Viewer)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: str = ""
+
+
+@dataclass(eq=False)
+class Ingest:
+    """A segment that is coming in."""
+
+    name: Name
+    segment: Segment
+    chain: bytes
+    synced: int = -1
+    replaced: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(eq=False)
+class Live:
+    """What is known here of a session that is shown."""
+
+    group: Group = field(default_factory=Group)
+    watches: set[Watch] = field(default_factory=set)
+    ingest: Ingest | None = None
+
+
+class RelayService:
+    """Segments in, frames out."""
+
+    def __init__(self, shelf: Shelf, announcer: Announcer, clock: Clock) -> None:
+        self._shelf, self._announcer, self._clock = shelf, announcer, clock
+        # The disk may hang; the event loop must not.
+        self._disk = ThreadPoolExecutor(_DISK_THREADS, "disk")
+        self._live: dict[str, Live] = {}
+        self._ingests: set[Ingest] = set()
+
+    async def recover(self) -> list[tuple[Name, End]]:
+        """After a start: give an end to what a dead process left without one."""
+        found = await self._on_disk(self._shelf.recover)
+        for name, end in found:
+            telemetry.log().warning("ended after a crash", segment=str(name), pieces=end.pieces)
+        return found
+
+    # --- in ------------------------------------------------------------------------------------------------------
+
+    async def take(self, name: Name, chunks: AsyncIterator[bytes], *, live: bool) -> End:
+        """Keep a segment as it comes, and show it if it is live; returns its end.
+
+        AlreadyExists if there is such a segment. InvalidRequest names what is wrong with the media, Unavailable a full disk;
+        what came before is kept.
+        """
+        ingest = await self._begin(name)
+        session = self._live.setdefault(name.recording_id, Live()) if live else None
+        try:
+            if session:
+                await self._replace(session, ingest)
+            cause = await self._read(ingest, chunks, session)
+        except BadMedia as error:
+            cause = error.fault.value
+            raise InvalidRequest(Reason.ERROR_REASON_BAD_MEDIA, str(error), metadata={"fault": cause}) from error
+        except StorageFull as error:
+            cause = "STORAGE_FULL"
+            telemetry.log().error("no room for media: a recording ends", segment=str(name), error=str(error))
+            raise Unavailable(Reason.ERROR_REASON_STORAGE_FULL, "there is no room for more") from error
+        except Replaced:
+            cause = "REPLACED"
+            raise
+        except BaseException:
+            cause = "CONNECTION_LOST"
+            raise
+        finally:
+            end = await asyncio.shield(self._end(ingest, cause, session))
+        return end
+
+    async def _begin(self, name: Name) -> Ingest:
+        try:
+            segment = await self._on_disk(self._shelf.begin, name)
+        except FileExistsError as error:
+            raise AlreadyExists(Reason.ERROR_REASON_ALREADY_EXISTS, f"there is a segment {name}; name the next one") from error
+        except OSError as error:
+            raise Unavailable(Reason.ERROR_REASON_STORAGE_FULL, "no segment can be begun") from error
+        ingest = Ingest(name, segment, name.genesis)
+        self._ingests.add(ingest)
+        return ingest
+
+    async def _replace(self, session: Live, ingest: Ingest) -> None:
+        """The newest connection of a session wins; the older one may be half open and not know that it is dead."""
+        older, session.ingest = session.ingest, ingest
+        if older is not None:
+            older.replaced.set()
+            await older.closed.wait()
+
+    async def _read(self, ingest: Ingest, chunks: AsyncIterator[bytes], session: Live | None) -> str:
+        splitter = Splitter()
+        while (chunk := await self._next(ingest, chunks)) is not None:
+            pieces, wrong = _pieces(splitter, chunk)
+            if pieces:
+                self._show(session, await self._keep(ingest, pieces))
+            if wrong:
+                raise wrong
+        if ingest.replaced.is_set():
+            raise Replaced
+        splitter.finish()
+        return "CAMERA_STOPPED"
+
+    async def _next(self, ingest: Ingest, chunks: AsyncIterator[bytes]) -> bytes | None:
+        """The next bytes; None at the end, or when a newer connection takes over. TimeoutError if none come."""
+        reading = asyncio.ensure_future(anext(chunks, None))
+        replaced = asyncio.create_task(ingest.replaced.wait())
+        try:
+            done, _ = await asyncio.wait({reading, replaced}, timeout=IDLE_S, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                raise TimeoutError(f"no media for {IDLE_S:.0f} s")
+            return None if ingest.replaced.is_set() else reading.result()
+        finally:
+            replaced.cancel()
+            if not reading.done():
+                reading.cancel()
+
+    async def _keep(self, ingest: Ingest, pieces: Sequence[Init | Fragment]) -> list[Frame]:
+        """Write first: nothing is shown that is not kept."""
+        now = self._clock.now()
+        entries = await self._on_disk(lambda: [ingest.segment.append(piece, now) for piece in pieces])
+        frames = []
+        for piece, entry in zip(pieces, entries, strict=True):
+            frames.append(Frame(entry.n, entry.kind, ingest.chain, entry.received_ms, piece.data))
+            ingest.chain = bytes.fromhex(entry.chain)
+        return frames
+
+    def _show(self, session: Live | None, frames: Sequence[Frame]) -> None:
+        if session is None:
+            return
+        now = time.monotonic()
+        for frame in frames:
+            session.group.add(frame)
+            for watch in session.watches:
+                watch.viewer.offer(frame, now)
+        for watch in session.watches:
+            watch.wake.set()
+
+    async def _end(self, ingest: Ingest, cause: str, session: Live | None) -> End:
+        try:
+            return await self._on_disk(ingest.segment.close, cause)
+        except OSError as error:  # `recover` gives it an end
+            telemetry.log().error("a segment got no end", segment=str(ingest.name), error=str(error))
+            return End(cause, 0, 0, "")
+        finally:
+            self._ingests.discard(ingest)
+            ingest.closed.set()
+            if session is not None and session.ingest is ingest:
+                session.ingest = None
+
+    async def sync(self) -> None:
+        """Make what was kept survive a power cut, and then publish its chain values. Call it every second."""
+        await asyncio.gather(*map(self._sync, list(self._ingests)))
+
+    async def _sync(self, ingest: Ingest) -> None:
+        try:
+            entry = await self._on_disk(ingest.segment.sync)
+        except (OSError, ValueError) as error:  # closed meanwhile, or a disk that fails: its reader finds out
+            telemetry.log().warning("not synced", segment=str(ingest.name), error=str(error))
+            return
+        if entry is not None and entry.n > ingest.synced:
+            ingest.synced = entry.n
+            self._announcer.announce_head(ingest.name, entry)
+
+    # --- out -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def watching(self, session_id: str) -> Iterator[Watch]:
+        """Watch a session: from its last keyframe on. NotFound if it is not shown here."""
+        session = self._live.get(session_id)
+        if session is None:
+            raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "no such session here")
+        watch = Watch()
+        now = time.monotonic()
+        for frame in session.group.frames():
+            watch.viewer.offer(frame, now)
+        watch.wake.set()
+        session.watches.add(watch)
+        try:
+            yield watch
+        finally:
+            session.watches.discard(watch)
+
+    async def _on_disk(self, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work, *arguments)
+
+
+def _pieces(splitter: Splitter, chunk: bytes) -> tuple[list[Init | Fragment], BadMedia | None]:
+    """The whole pieces, and what is wrong behind them."""
+    found: list[Init | Fragment] = []
+    try:
+        for piece in splitter.feed(chunk):
+            found.append(piece)
+    except BadMedia as error:
+        return found, error
+    return found, None

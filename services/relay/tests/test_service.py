@@ -1,0 +1,250 @@
+"""Streams come in, are kept as they came, and are shown; what is bad or breaks hurts nobody else."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import pytest
+from chassis.clock import SystemClock
+from chassis.errors import AlreadyExists, InvalidRequest, NotFound, Unavailable
+from media.chain import End, Entry, Name, link
+from media.files import FileSegment, FileShelf, StorageFull
+from media.fmp4 import Fragment, Init
+from testkit.footage import fragment, from_ffmpeg, init, stream
+
+from services.relay import service as relay
+from services.relay.model import Frame
+from services.relay.service import RelayService, Replaced, Watch
+from tools import world
+
+WITHIN_S = 30.0
+
+
+class Heads:
+    def __init__(self) -> None:
+        self.of: dict[str, dict[int, str]] = {}
+
+    def announce_head(self, name: Name, entry: Entry) -> None:
+        self.of.setdefault(name.segment_id, {})[entry.n] = entry.chain
+
+
+class Camera:
+    """Sends what it is given, until it is told to end."""
+
+    def __init__(self) -> None:
+        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    def send(self, data: bytes) -> None:
+        self._chunks.put_nowait(data)
+
+    def stop(self) -> None:
+        self._chunks.put_nowait(None)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while (chunk := await self._chunks.get()) is not None:
+            yield chunk
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> FileShelf:
+    return FileShelf(tmp_path)
+
+
+@pytest.fixture
+def heads() -> Heads:
+    return Heads()
+
+
+@pytest.fixture
+def service(shelf: FileShelf, heads: Heads) -> RelayService:
+    return RelayService(shelf, heads, SystemClock())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async def holds() -> bool:
+        return bool(condition())
+
+    await world.until(holds, "what the test waits for")
+
+
+def sending(service: RelayService, name: Name, camera: Camera, *, live: bool = True) -> "asyncio.Task[End]":
+    return asyncio.create_task(service.take(name, aiter(camera), live=live))
+
+
+async def frames(watch: Watch, count: int) -> list[Frame]:
+    found: list[Frame] = []
+    async with asyncio.timeout(WITHIN_S):
+        while len(found) < count:
+            await watch.wake.wait()
+            watch.wake.clear()
+            while (frame := watch.viewer.next(asyncio.get_running_loop().time())) is not None:
+                found.append(frame)
+                watch.viewer.acknowledge(watch.viewer.sent)
+    return found
+
+
+async def test_what_is_watched_is_what_is_kept(service: RelayService, shelf: FileShelf, heads: Heads) -> None:
+    data, name, camera = from_ffmpeg(), Name("s1", "0001-live"), Camera()
+    taking = sending(service, name, camera)
+    camera.send(data[:5000])
+    await until(lambda: "s1" in service._live and list(service._live["s1"].group.frames()))
+    with service.watching("s1") as watch:
+        for start in range(5000, len(data), 3000):
+            camera.send(data[start : start + 3000])
+        camera.stop()
+        seen = await frames(watch, 21)
+    end = await taking
+    assert (end.end, end.pieces) == ("CAMERA_STOPPED", 21)
+    shown = b"".join(frame.data for frame in seen)
+    assert data.startswith(shown)
+    assert data[len(shown) :][4:8] == b"mfra"  # ffmpeg's table of contents at the very end is no picture
+    chain = name.genesis
+    for frame in seen:
+        assert frame.previous == chain
+        chain = link(chain, frame.data)
+    verdict = shelf.verify(name)
+    assert (verdict.finding, verdict.chain, verdict.end) == (None, chain.hex(), "CAMERA_STOPPED")
+
+
+async def test_a_late_viewer_begins_at_the_last_keyframe_and_each_gets_all_of_the_rest(service: RelayService) -> None:
+    camera = Camera()
+    taking = sending(service, Name("s1", "0001-live"), camera)
+    data = [init(), *(fragment(n, key=n % 10 == 0) for n in range(15))]
+    for piece in data:
+        camera.send(piece)
+    await until(lambda: "s1" in service._live and len(list(service._live["s1"].group.frames())) == 1 + 5)
+    with service.watching("s1") as one, service.watching("s1") as two:
+        assert [frame.n for frame in await frames(one, 6)] == [0, 11, 12, 13, 14, 15]
+        camera.send(fragment(15, key=False))
+        assert [frame.n for frame in await frames(one, 1)] == [16]
+        assert [frame.n for frame in await frames(two, 7)] == [0, 11, 12, 13, 14, 15, 16]
+    camera.stop()
+    await taking
+    with pytest.raises(NotFound), service.watching("nobody"):
+        pass
+
+
+async def test_the_newest_connection_of_a_session_wins_and_viewers_stay(service: RelayService, shelf: FileShelf) -> None:
+    old, new = Camera(), Camera()
+    first = sending(service, Name("s1", "0001-live"), old)
+    old.send(stream(5, random.Random(1)))
+    await until(lambda: "s1" in service._live and service._live["s1"].group._pieces)
+    with service.watching("s1") as watch:
+        await frames(watch, 6)
+        second = sending(service, Name("s1", "0002-live"), new)
+        with pytest.raises(Replaced):
+            await first
+        new.send(stream(3, random.Random(2)))
+        assert [frame.kind for frame in await frames(watch, 4)] == ["init", "key", "delta", "delta"]
+        new.stop()
+        assert (await second).end == "CAMERA_STOPPED"
+    assert [shelf.verify(name).end for name in shelf.segments("s1")] == ["REPLACED", "CAMERA_STOPPED"]
+
+
+async def test_a_segment_is_taken_once(service: RelayService, shelf: FileShelf) -> None:
+    for expected in (contextlib.nullcontext(), pytest.raises(AlreadyExists)):
+        camera = Camera()
+        camera.send(stream(3, random.Random(1)))
+        camera.stop()
+        with expected:
+            await sending(service, Name("s1", "0001-live"), camera)
+    assert shelf.verify(Name("s1", "0001-live")).finding is None
+
+
+async def test_a_late_segment_is_kept_and_not_shown(service: RelayService, shelf: FileShelf) -> None:
+    camera = Camera()
+    camera.send(stream(3, random.Random(1)))
+    camera.stop()
+    await sending(service, Name("s1", "0000-pre"), camera, live=False)
+    with pytest.raises(NotFound), service.watching("s1"):
+        pass
+    assert shelf.verify(Name("s1", "0000-pre")).pieces == 4
+
+
+async def test_bad_media_ends_its_own_stream_with_a_reason_and_no_other(service: RelayService, shelf: FileShelf) -> None:
+    good, bad = Camera(), Camera()
+    healthy = sending(service, Name("good", "0001-live"), good)
+    broken = sending(service, Name("bad", "0001-live"), bad)
+    good.send(stream(3, random.Random(1)))
+    bad.send(stream(3, random.Random(2)) + b"\x40\x00\x00\x00mdat")
+    with pytest.raises(InvalidRequest) as refused:
+        await broken
+    assert refused.value.metadata == {"fault": "NOT_MP4"}
+    verdict = shelf.verify(Name("bad", "0001-live"))
+    assert (verdict.finding, verdict.pieces, verdict.end) == (None, 4, "NOT_MP4")
+    good.stop()
+    assert (await healthy).end == "CAMERA_STOPPED"
+
+
+async def test_a_camera_that_falls_silent_is_let_go(service: RelayService, shelf: FileShelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "IDLE_S", 0.05)
+    camera = Camera()
+    camera.send(stream(3, random.Random(1)))
+    with pytest.raises(TimeoutError):
+        await sending(service, Name("s1", "0001-live"), camera)
+    assert shelf.verify(Name("s1", "0001-live")).end == "CONNECTION_LOST"
+
+
+async def test_a_connection_that_breaks_keeps_all_that_was_whole(service: RelayService, shelf: FileShelf) -> None:
+    camera = Camera()
+    taking = sending(service, Name("s1", "0001-live"), camera)
+    camera.send(stream(3, random.Random(1)) + fragment(3, key=False)[:50])
+    await until(lambda: "s1" in service._live and len(service._live["s1"].group._pieces) == 3)
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    await until(lambda: not service._ingests)
+    verdict = shelf.verify(Name("s1", "0001-live"))
+    assert (verdict.finding, verdict.pieces, verdict.end) == (None, 4, "CONNECTION_LOST")
+
+
+async def test_a_full_disk_ends_the_recording_and_says_so(service: RelayService, shelf: FileShelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = FileSegment.append
+
+    def fails(segment: FileSegment, piece: Init | Fragment, at: datetime) -> Entry:
+        if segment._entries == 3:
+            raise StorageFull("no space left")
+        return append(segment, piece, at)
+
+    monkeypatch.setattr(FileSegment, "append", fails)
+    camera = Camera()
+    camera.send(stream(9, random.Random(1)))
+    with pytest.raises(Unavailable, match="no room"):
+        await sending(service, Name("s1", "0001-live"), camera)
+    verdict = shelf.verify(Name("s1", "0001-live"))
+    assert (verdict.finding, verdict.pieces, verdict.end) == (None, 3, "STORAGE_FULL")
+
+
+def _has(service: RelayService, pieces: int) -> bool:
+    return "s1" in service._live and len(list(service._live["s1"].group.frames())) == pieces
+
+
+async def test_published_heads_are_of_the_chain_and_only_of_what_is_on_the_disk(
+    service: RelayService, shelf: FileShelf, heads: Heads
+) -> None:
+    camera, name = Camera(), Name("s1", "0001-live")
+    taking = sending(service, name, camera)
+    data = [init(), *(fragment(n, key=n == 0) for n in range(30))]
+    for end in (9, 19, 29):
+        for piece in data[end - 9 : end + 1]:
+            camera.send(piece)
+        await until(partial(_has, service, end + 1))
+        await service.sync()
+    camera.send(data[30])
+    camera.stop()
+    await taking
+    await service.sync()
+    assert set(heads.of["0001-live"]) >= {9, 19, 29}
+    assert shelf.verify(name, heads.of["0001-live"]).finding is None
+
+
+async def test_a_crash_leaves_segments_that_verify(tmp_path: Path, shelf: FileShelf, service: RelayService) -> None:
+    segment = shelf.begin(Name("s1", "0001-live"))
+    segment.append(Init(b"start", "avc1.42c01f", 1, 1, 1, False, 1, 0), datetime.now(UTC))
+    [(name, end)] = await service.recover()
+    assert (str(name), end.end, end.pieces) == ("s1/0001-live", "RELAY_LOST", 1)
+    assert shelf.verify(name).finding is None
