@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from media.fmp4 import Init
+
 # Measured on a throttled link (docs/decisions/0011): the window is under a half second at 2 Mbit/s.
 WINDOW_BYTES, AGE_LIMIT_S, QUEUE_BYTES = 96 * 1024, 0.6, 4 * 1024 * 1024
 # Pieces since the last keyframe that a late viewer is given at once; a camera that sends more of them waits for its next keyframe.
@@ -21,13 +23,17 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Frame:
-    """A kept piece on its way to viewers: the n-th of its segment, the chain's value before it, when it was received (ms since 1970)."""
+    """A kept piece on its way to viewers: the n-th of its segment, the chain's value before it, when it was received (ms since 1970).
+
+    `init` describes the segment, if this is its init.
+    """
 
     n: int
     kind: str
     previous: bytes
     received_ms: int
     data: bytes
+    init: Init | None = None
 
     def message(self) -> bytes:
         """One binary WebSocket message: version, kind (0 init, 1 key, 2 delta), 2 bytes of nought, n, received_ms, previous, the piece.

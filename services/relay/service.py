@@ -2,15 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol, TypeVar
 
 from chassis import telemetry
 from chassis.clock import Clock
 from chassis.errors import AlreadyExists, InvalidRequest, NotFound, Unavailable
+from chassis.identity import Machine
 from media.chain import End, Entry, Name
 from media.files import Segment, Shelf, StorageFull
 from media.fmp4 import BadMedia, Fragment, Init, Splitter
@@ -24,6 +26,48 @@ IDLE_S = 10.0
 # What a second holds at the most of pieces that a power cut may take.
 SYNC_EVERY_S = 1.0
 _DISK_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A camera may send a session's media, which is kept as this recording."""
+
+    recording_id: str
+
+
+@dataclass(frozen=True)
+class Grant:
+    """One viewer may watch one session."""
+
+    grant_id: str
+    session_id: str
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a grant came to: bytes of messages, when the last one left (None: none did), and why it ended."""
+
+    grant: Grant
+    bytes: int
+    skipped: int
+    last_byte_at: datetime | None
+    cause: str
+
+
+class Authority(Protocol):
+    """Who may send and who may watch; decided elsewhere. Forbidden or Unauthenticated if not, Unavailable without an answer."""
+
+    async def admit(self, camera: Machine, session_id: str, token: str) -> Admission:
+        """Whether a camera may send this session's media."""
+        ...
+
+    async def redeem(self, token: str) -> Grant:
+        """What a viewer's token stands for; it works once."""
+        ...
+
+    def served(self, served: Served) -> None:
+        """A grant has ended here. Never blocks."""
+        ...
 
 
 class Announcer(Protocol):
@@ -40,11 +84,19 @@ class Replaced(Exception):
 
 @dataclass(eq=False)
 class Watch:
-    """One viewer of a session. `wake` is set when there may be something to send, or an end."""
+    """One viewer of a session. `wake` is set when there may be something to send, `over` when it may not watch any more."""
 
+    grant: Grant
     viewer: Viewer = field(default_factory=Viewer)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     ended: str = ""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    last_byte_at: datetime | None = None
+
+    def end(self, cause: str) -> None:
+        """No byte more. The first cause counts."""
+        self.ended = self.ended or cause
+        self.over.set()
 
 
 @dataclass(eq=False)
@@ -71,12 +123,13 @@ class Live:
 class RelayService:
     """Segments in, frames out."""
 
-    def __init__(self, shelf: Shelf, announcer: Announcer, clock: Clock) -> None:
-        self._shelf, self._announcer, self._clock = shelf, announcer, clock
+    def __init__(self, shelf: Shelf, authority: Authority, announcer: Announcer, clock: Clock) -> None:
+        self._shelf, self._authority, self._announcer, self._clock = shelf, authority, announcer, clock
         # The disk may hang; the event loop must not.
         self._disk = ThreadPoolExecutor(_DISK_THREADS, "disk")
         self._live: dict[str, Live] = {}
         self._ingests: set[Ingest] = set()
+        self._watches: dict[str, Watch] = {}
 
     async def recover(self) -> list[tuple[Name, End]]:
         """After a start: give an end to what a dead process left without one."""
@@ -167,7 +220,8 @@ class RelayService:
         entries = await self._on_disk(lambda: [ingest.segment.append(piece, now) for piece in pieces])
         frames = []
         for piece, entry in zip(pieces, entries, strict=True):
-            frames.append(Frame(entry.n, entry.kind, ingest.chain, entry.received_ms, piece.data))
+            init = piece if isinstance(piece, Init) else None
+            frames.append(Frame(entry.n, entry.kind, ingest.chain, entry.received_ms, piece.data, init))
             ingest.chain = bytes.fromhex(entry.chain)
         return frames
 
@@ -210,22 +264,50 @@ class RelayService:
 
     # --- out -----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def watching(self, session_id: str) -> Iterator[Watch]:
-        """Watch a session: from its last keyframe on. NotFound if it is not shown here."""
-        session = self._live.get(session_id)
+    async def admit(self, camera: Machine, session_id: str, token: str) -> Admission:
+        """Whether a camera may send a session's media."""
+        return await self._authority.admit(camera, session_id, token)
+
+    @asynccontextmanager
+    async def watching(self, token: str) -> AsyncIterator[Watch]:
+        """Watch what a token is for, from the last keyframe on; what was served is told at the end. NotFound if it is not shown here."""
+        grant = await self._authority.redeem(token)
+        watch = Watch(grant)
+        session = self._live.get(grant.session_id)
         if session is None:
-            raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "no such session here")
-        watch = Watch()
+            self._tell(watch, "NOT_HERE")
+            raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "the session is not shown here (any more)")
         now = time.monotonic()
         for frame in session.group.frames():
             watch.viewer.offer(frame, now)
         watch.wake.set()
         session.watches.add(watch)
+        self._watches[grant.grant_id] = watch
         try:
             yield watch
         finally:
             session.watches.discard(watch)
+            self._watches.pop(grant.grant_id, None)
+            self._tell(watch, watch.ended or "VIEWER_LEFT")
+
+    def _tell(self, watch: Watch, cause: str) -> None:
+        self._authority.served(Served(watch.grant, watch.viewer.sent, watch.viewer.skipped, watch.last_byte_at, cause))
+
+    def next_message(self, watch: Watch) -> Frame | None:
+        """What a viewer is sent now; None while there is nothing, or its window is full. Nothing after its end."""
+        if watch.ended:
+            return None
+        frame = watch.viewer.next(time.monotonic())
+        if frame is not None:
+            watch.last_byte_at = self._clock.now()
+        return frame
+
+    def revoke(self, grant_id: str, cause: str) -> bool:
+        """End a grant: no byte more from this moment. False if nobody watches with it here."""
+        watch = self._watches.get(grant_id)
+        if watch is not None:
+            watch.end(cause)
+        return watch is not None
 
     async def _on_disk(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *arguments)

@@ -6,11 +6,13 @@ import random
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
 from chassis.clock import SystemClock
 from chassis.errors import AlreadyExists, InvalidRequest, NotFound, Unavailable
+from chassis.identity import Machine
 from media.chain import End, Entry, Name, link
 from media.files import FileSegment, FileShelf, StorageFull
 from media.fmp4 import Fragment, Init
@@ -18,7 +20,7 @@ from testkit.footage import fragment, from_ffmpeg, init, stream
 
 from services.relay import service as relay
 from services.relay.model import Frame
-from services.relay.service import RelayService, Replaced, Watch
+from services.relay.service import Admission, Grant, RelayService, Replaced, Served, Watch
 from tools import world
 
 WITHIN_S = 30.0
@@ -30,6 +32,23 @@ class Heads:
 
     def announce_head(self, name: Name, entry: Entry) -> None:
         self.of.setdefault(name.segment_id, {})[entry.n] = entry.chain
+
+
+class Open:
+    """Lets everybody in; a token is the session's id. Keeps what was served."""
+
+    def __init__(self) -> None:
+        self.told: list[Served] = []
+        self._grants = count(1)
+
+    async def admit(self, camera: Machine, session_id: str, token: str) -> Admission:
+        return Admission(session_id)
+
+    async def redeem(self, token: str) -> Grant:
+        return Grant(f"grant-{next(self._grants)}", token)
+
+    def served(self, served: Served) -> None:
+        self.told.append(served)
 
 
 class Camera:
@@ -60,8 +79,13 @@ def heads() -> Heads:
 
 
 @pytest.fixture
-def service(shelf: FileShelf, heads: Heads) -> RelayService:
-    return RelayService(shelf, heads, SystemClock())
+def authority() -> Open:
+    return Open()
+
+
+@pytest.fixture
+def service(shelf: FileShelf, authority: Open, heads: Heads) -> RelayService:
+    return RelayService(shelf, authority, heads, SystemClock())
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -75,13 +99,17 @@ def sending(service: RelayService, name: Name, camera: Camera, *, live: bool = T
     return asyncio.create_task(service.take(name, aiter(camera), live=live))
 
 
-async def frames(watch: Watch, count: int) -> list[Frame]:
+def _has(service: RelayService, pieces: int) -> bool:
+    return "s1" in service._live and len(list(service._live["s1"].group.frames())) == pieces
+
+
+async def frames(service: RelayService, watch: Watch, wanted: int) -> list[Frame]:
     found: list[Frame] = []
     async with asyncio.timeout(WITHIN_S):
-        while len(found) < count:
+        while len(found) < wanted:
             await watch.wake.wait()
             watch.wake.clear()
-            while (frame := watch.viewer.next(asyncio.get_running_loop().time())) is not None:
+            while (frame := service.next_message(watch)) is not None:
                 found.append(frame)
                 watch.viewer.acknowledge(watch.viewer.sent)
     return found
@@ -92,11 +120,11 @@ async def test_what_is_watched_is_what_is_kept(service: RelayService, shelf: Fil
     taking = sending(service, name, camera)
     camera.send(data[:5000])
     await until(lambda: "s1" in service._live and list(service._live["s1"].group.frames()))
-    with service.watching("s1") as watch:
+    async with service.watching("s1") as watch:
         for start in range(5000, len(data), 3000):
             camera.send(data[start : start + 3000])
         camera.stop()
-        seen = await frames(watch, 21)
+        seen = await frames(service, watch, 21)
     end = await taking
     assert (end.end, end.pieces) == ("CAMERA_STOPPED", 21)
     shown = b"".join(frame.data for frame in seen)
@@ -117,15 +145,34 @@ async def test_a_late_viewer_begins_at_the_last_keyframe_and_each_gets_all_of_th
     for piece in data:
         camera.send(piece)
     await until(lambda: "s1" in service._live and len(list(service._live["s1"].group.frames())) == 1 + 5)
-    with service.watching("s1") as one, service.watching("s1") as two:
-        assert [frame.n for frame in await frames(one, 6)] == [0, 11, 12, 13, 14, 15]
+    async with service.watching("s1") as one, service.watching("s1") as two:
+        assert [frame.n for frame in await frames(service, one, 6)] == [0, 11, 12, 13, 14, 15]
         camera.send(fragment(15, key=False))
-        assert [frame.n for frame in await frames(one, 1)] == [16]
-        assert [frame.n for frame in await frames(two, 7)] == [0, 11, 12, 13, 14, 15, 16]
+        assert [frame.n for frame in await frames(service, one, 1)] == [16]
+        assert [frame.n for frame in await frames(service, two, 7)] == [0, 11, 12, 13, 14, 15, 16]
     camera.stop()
     await taking
-    with pytest.raises(NotFound), service.watching("nobody"):
-        pass
+    with pytest.raises(NotFound):
+        await anext(service.watching("nobody").gen)
+
+
+async def test_a_revoked_viewer_gets_no_byte_more_and_the_other_goes_on(service: RelayService, authority: Open) -> None:
+    camera = Camera()
+    taking = sending(service, Name("s1", "0001-live"), camera)
+    camera.send(stream(3, random.Random(1)))
+    await until(partial(_has, service, 4))
+    async with service.watching("s1") as one, service.watching("s1") as two:
+        await frames(service, one, 4)
+        assert service.revoke(one.grant.grant_id, "EMERGENCY_CLEARED")
+        assert not service.revoke("no such grant", "EMERGENCY_CLEARED")
+        camera.send(fragment(3, key=False))
+        assert [frame.n for frame in await frames(service, two, 5)] == [0, 1, 2, 3, 4]
+        assert service.next_message(one) is None
+        assert one.over.is_set()
+        sent = one.viewer.sent, two.viewer.sent
+    camera.stop()
+    await taking
+    assert [(told.cause, told.bytes) for told in authority.told] == [("VIEWER_LEFT", sent[1]), ("EMERGENCY_CLEARED", sent[0])]
 
 
 async def test_the_newest_connection_of_a_session_wins_and_viewers_stay(service: RelayService, shelf: FileShelf) -> None:
@@ -133,13 +180,13 @@ async def test_the_newest_connection_of_a_session_wins_and_viewers_stay(service:
     first = sending(service, Name("s1", "0001-live"), old)
     old.send(stream(5, random.Random(1)))
     await until(lambda: "s1" in service._live and service._live["s1"].group._pieces)
-    with service.watching("s1") as watch:
-        await frames(watch, 6)
+    async with service.watching("s1") as watch:
+        await frames(service, watch, 6)
         second = sending(service, Name("s1", "0002-live"), new)
         with pytest.raises(Replaced):
             await first
         new.send(stream(3, random.Random(2)))
-        assert [frame.kind for frame in await frames(watch, 4)] == ["init", "key", "delta", "delta"]
+        assert [frame.kind for frame in await frames(service, watch, 4)] == ["init", "key", "delta", "delta"]
         new.stop()
         assert (await second).end == "CAMERA_STOPPED"
     assert [shelf.verify(name).end for name in shelf.segments("s1")] == ["REPLACED", "CAMERA_STOPPED"]
@@ -160,8 +207,8 @@ async def test_a_late_segment_is_kept_and_not_shown(service: RelayService, shelf
     camera.send(stream(3, random.Random(1)))
     camera.stop()
     await sending(service, Name("s1", "0000-pre"), camera, live=False)
-    with pytest.raises(NotFound), service.watching("s1"):
-        pass
+    with pytest.raises(NotFound):
+        await anext(service.watching("s1").gen)
     assert shelf.verify(Name("s1", "0000-pre")).pieces == 4
 
 
@@ -217,10 +264,6 @@ async def test_a_full_disk_ends_the_recording_and_says_so(service: RelayService,
         await sending(service, Name("s1", "0001-live"), camera)
     verdict = shelf.verify(Name("s1", "0001-live"))
     assert (verdict.finding, verdict.pieces, verdict.end) == (None, 3, "STORAGE_FULL")
-
-
-def _has(service: RelayService, pieces: int) -> bool:
-    return "s1" in service._live and len(list(service._live["s1"].group.frames())) == pieces
 
 
 async def test_published_heads_are_of_the_chain_and_only_of_what_is_on_the_disk(
