@@ -32,6 +32,7 @@ ERROR_DOMAIN = "sightline"
 MAX_REQUEST = 64 * 1024
 # The transport's own limit lies higher, so that what is too large still gets a documented answer.
 _MAX_TRANSPORT = 4 * 1024 * 1024
+_AGE_GRACE_MS = 2000
 _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", _MAX_TRANSPORT),
     ("grpc.max_concurrent_streams", 1000),
@@ -242,10 +243,15 @@ class Server(grpc.aio.ServerInterceptor):
         tokens: TokenVerifier | None = None,
         audit: Audit | None = None,
         calls_at_most: int = 4000,
+        connection_age_s: float | None = None,
     ) -> None:
         self.settings, self.allowed, self.tokens, self.audit = settings, allowed, tokens, audit
         self.trust_domain = own_identity(settings).trust_domain
-        self.grpc = grpc.aio.server(interceptors=[self], options=_SERVER_OPTIONS, maximum_concurrent_rpcs=calls_at_most)
+        options = list(_SERVER_OPTIONS)
+        if connection_age_s:
+            # Long links end with their connection, each at another time, and so spread over replicas again after one was away.
+            options += [("grpc.max_connection_age_ms", int(connection_age_s * 1000)), ("grpc.max_connection_age_grace_ms", _AGE_GRACE_MS)]
+        self.grpc = grpc.aio.server(interceptors=[self], options=options, maximum_concurrent_rpcs=calls_at_most)
 
     async def start(self) -> int:
         """Listen with TLS, client certificates required; returns the port."""

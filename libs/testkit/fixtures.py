@@ -71,7 +71,7 @@ def stack(backing: Backing, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """The whole system on the session's servers, with a fast trickle."""
     os.environ |= {"SIGHTLINE_KAFKA_BOOTSTRAP": backing.kafka, "SIGHTLINE_DATABASE_URL": backing.database}
     data = Path(os.environ.get("SIGHTLINE_TEST_DATA") or tmp_path_factory.mktemp("stack"))
-    stack = local.up(data, lambda text: None, extra=local.QUICK_TRICKLE)
+    stack = local.up(data, lambda text: None, extra=local.QUICK_PERIODS)
     yield stack
     local.down(data, lambda text: None)
     for name in ("SIGHTLINE_KAFKA_BOOTSTRAP", "SIGHTLINE_DATABASE_URL"):

@@ -44,7 +44,10 @@ async def main(app: App[StreamsSettings]) -> None:
     peers = Peers(connect(settings.emergency_target, settings.rpc), connect(settings.registry_target, settings.rpc))
     # A new process has none of an old one's links, so it is another replica, whatever its name.
     service = StreamsService(database, Store(), peers, ActivationAnnouncer(), audit, clock, f"{settings.replica}/{uuid7()}")
-    server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit, calls_at_most=_LINKS_AT_MOST)
+    server = Server(
+        settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit,
+        calls_at_most=_LINKS_AT_MOST, connection_age_s=settings.link_age_s,
+    )  # fmt: skip
     add_CameraLinkServiceServicer_to_server(CameraLinkApi(service), server.grpc)
     add_StreamServiceServicer_to_server(StreamApi(service), server.grpc)
     decisions = Reader("streams-decisions", DecisionReader.topics, DecisionReader(service), settings.kafka, publisher)

@@ -36,7 +36,7 @@ def last_words(request: pytest.FixtureRequest) -> list[str]:
 @pytest.fixture(scope="session", name="broken_stack")
 def _broken_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     data = tmp_path_factory.mktemp("stack")
-    yield local.up(data, lambda text: None, extra=local.QUICK_TRICKLE, proxied=True, traced=False)
+    yield local.up(data, lambda text: None, extra=local.QUICK_PERIODS, proxied=True, traced=False)
     local.down(data, lambda text: None)
 
 

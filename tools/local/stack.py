@@ -35,7 +35,10 @@ WITH_TABLES = ("registry", "emergency", "streams")
 # Everything on the path of a press runs twice.
 REPLICAS, LANES = ("a", "b"), ("a", "b")
 # More settings, for tests: what a registry tells every ten minutes comes every five seconds.
-QUICK_TRICKLE = {"registry": {"SIGHTLINE_TRICKLE_S": "5"}, "joiner": {"SIGHTLINE_TRICKLE_S": "5"}}
+# Settings for tests: what happens once in ten minutes or in half an hour happens all the time.
+QUICK_PERIODS = {
+    "registry": {"SIGHTLINE_TRICKLE_S": "5"}, "joiner": {"SIGHTLINE_TRICKLE_S": "5"}, "streams": {"SIGHTLINE_LINK_AGE_S": "20"},
+}  # fmt: skip
 Progress = Callable[[str], None]
 
 

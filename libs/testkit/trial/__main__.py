@@ -45,7 +45,7 @@ def main(
 
     async def run() -> Report:
         with out.status("starting") as status:
-            up = partial(local.up, extra=local.QUICK_TRICKLE, services=False, proxied=True, traced=False, brokers=brokers)
+            up = partial(local.up, extra=local.QUICK_PERIODS, services=False, proxied=True, traced=False, brokers=brokers)
             stack = await asyncio.to_thread(up, folder / "stack", status.update)
             async with AsyncExitStack() as resources:
                 rig = Rig(stack)
