@@ -5,7 +5,6 @@ a primary key or a version of its own (docs/decisions/0004-no-inbox-table.md).
 """
 
 import asyncio
-import contextlib
 import itertools
 import json
 import time
@@ -186,8 +185,9 @@ class Database:
         With `snapshot` all statements see one state of the database; without, each sees what is committed by then.
         """
         async with self._connection() as connection:
-            if snapshot:
-                await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+            # Set each time, whatever the last one left behind; neither asks the server.
+            await connection.set_autocommit(False)
+            await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ if snapshot else None)
             tx = Transaction(connection)
             yield tx
             ids = await tx.store_outbox()
@@ -218,10 +218,10 @@ class Database:
 
     async def _give_back(self, connection: psycopg.AsyncConnection[Row]) -> None:
         """Roll back what is not committed, and return the connection to the pool."""
-        with contextlib.suppress(psycopg.Error):
+        try:
             await connection.rollback()
-            await connection.set_autocommit(False)
-            await connection.set_isolation_level(None)
+        except psycopg.Error:
+            await connection.close()  # the pool makes another
         _last_used[connection] = time.monotonic()
         await self._pool.putconn(connection)
 

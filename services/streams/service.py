@@ -169,10 +169,11 @@ class StreamsService:
         """
         key = known.emergency_id
         if (self._versions.get(key) or 0) < known.version:
-            is_ours = self._news.is_full or self._holds_a_link(known.agency_id, self._cameras.get(key) or ())
+            if self._news.is_full:
+                await self.look_again(timedelta(0))
             self._notice(known)
             await self._take_waiting(key)
-            if is_ours and self._news.get(key) is not None:
+            if self._news.get(key) is not None and self._holds_a_link(known.agency_id, self._cameras.get(key) or ()):
                 await self._keep_emergency(known)
         await self._take_waiting(key)
 
@@ -219,10 +220,11 @@ class StreamsService:
         if self._answers.get((decision.emergency_id, decision.epoch)) == decision.answer:
             return  # it has been seen committed here, and our links have been woken
         self._cameras.put(decision.emergency_id, decision.camera_ids)
-        is_ours = self._decisions.is_full or self._is_ours(decision)
+        if self._decisions.is_full:
+            await self.look_again(timedelta(0))
         # Kept before we look, so that its emergency cannot slip past us.
         self._decisions.put(_name(decision), decision, self._clock.now())
-        if is_ours:
+        if self._is_ours(decision):
             await self._take_decision(decision)
 
     async def _take_surely(self, decision: Decision) -> None:
@@ -282,8 +284,8 @@ class StreamsService:
             for known in news:
                 if versions.get(known.emergency_id, 0) >= known.version:
                     self._kept(known, ())
-                else:
-                    await self._apart(known.emergency_id, self._keep_emergency(known))
+                elif not await self._apart(known.emergency_id, self._keep_emergency(known)):
+                    self._news.remove(known.emergency_id)
         if waiting := self._decisions.since(before):
             async with self._database.statements() as db:
                 answers = await self._store.answers(db, {(each.emergency_id, each.epoch) for each in waiting})
@@ -294,15 +296,16 @@ class StreamsService:
                 elif answer is not None:
                     await self._apart(decision.emergency_id, self._take_decision(decision))
 
-    async def _apart(self, emergency_id: str, work: Awaitable[None]) -> None:
-        """What one emergency makes fail must not keep us from the others; `reconcile` looks after it."""
+    async def _apart(self, emergency_id: str, work: Awaitable[None]) -> bool:
+        """What one emergency makes fail must not keep us from the others. False: it will fail again; `reconcile` looks after it."""
         try:
             await work
         except TRANSIENT as error:
             telemetry.log().warning("waits", emergency=emergency_id, error=str(error))
         except Exception:
             telemetry.log().exception("cannot be handled", emergency=emergency_id)
-            self._news.remove(emergency_id)
+            return False
+        return True
 
     async def _execute(self, tx: Transaction, decision: Decision, *, emergency_is_open: bool) -> None:
         now = self._clock.now()

@@ -53,15 +53,18 @@ def _without(count: int, least_s: float, most_s: float, *, frozen: bool = False)
 async def _move_leaders(rig: Rig, dice: random.Random) -> str:
     """F9: leaders leave with a broker and are sent back, again and again."""
     admin = AdminClient({"bootstrap.servers": rig.stack.kafka, "log_level": 0})
+    held = 0
     for _ in range(2):
         async with rig.down(dice.choice(_brokers(rig))):
             await asyncio.sleep(1)
         for _ in range(3):
-            with suppress(KafkaException):  # some have nothing to elect
-                await asyncio.to_thread(lambda: admin.elect_leaders(ElectionType.PREFERRED).result(10))
+            # Some have nothing to elect, some find the controller busy with a broker that has just come back.
+            with suppress(KafkaException, TimeoutError):
+                await asyncio.to_thread(lambda: admin.elect_leaders(ElectionType.PREFERRED, request_timeout=15).result(20))
+                held += 1
             await asyncio.sleep(1)
     await _healthy(rig)
-    return "twice away, six elections"
+    return f"twice away, {held} elections"
 
 
 async def _cut_between_brokers(rig: Rig, dice: random.Random) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
@@ -170,6 +171,17 @@ async def test_one_that_cannot_be_handled_does_not_keep_the_others_waiting() -> 
     cast(Any, tables).keep_emergency = fail
     await service.look_again(timedelta(0))
     assert tables.known == {"e": OPEN}
+
+
+async def test_a_flood_is_worked_off_and_nothing_of_it_forgotten() -> None:
+    tables = Tables()
+    service = replica(tables)
+    service._news, service._decisions = Waiting(10), Waiting(10)
+    for n in range(35):
+        await service.take_emergency(replace(OPEN, emergency_id=f"e-{n}"))
+        await service.take_decision(replace(decision(), emergency_id=f"e-{n}"))
+    await service.look_again(timedelta(0))
+    assert len(tables.known) == len(tables.decided) == 35
 
 
 def test_what_waits_keeps_its_place_and_the_oldest_gives_way() -> None:
