@@ -60,7 +60,7 @@ async def _move_leaders(rig: Rig, dice: random.Random) -> str:
         for _ in range(3):
             # Some have nothing to elect, some find the controller busy with a broker that has just come back.
             with suppress(KafkaException, TimeoutError):
-                await asyncio.to_thread(lambda: admin.elect_leaders(ElectionType.PREFERRED, request_timeout=15).result(20))
+                await asyncio.to_thread(lambda: admin.elect_leaders(ElectionType.PREFERRED).result(20))
                 held += 1
             await asyncio.sleep(1)
     await _healthy(rig)
