@@ -29,6 +29,8 @@ async def _healthy(rig: Rig) -> None:
 
     def in_sync() -> bool:
         try:
+            for broker in rig.stack.kafka.split(","):  # what one broker believes of the others may be old
+                AdminClient({"bootstrap.servers": broker, "log_level": 0}).list_topics(timeout=5)
             topics = admin.list_topics(timeout=5).topics
         except KafkaException:
             return False
