@@ -1,8 +1,10 @@
-"""Small streams of fragmented MP4, made by hand and by ffmpeg."""
+"""Small streams of fragmented MP4, made by hand and by ffmpeg, and a camera that sends them."""
 
+import asyncio
 import random
 import struct
 import subprocess
+from collections.abc import AsyncIterator
 from functools import cache
 
 import imageio_ffmpeg
@@ -52,3 +54,25 @@ def from_ffmpeg() -> bytes:
         " -f mp4 -movflags cmaf+frag_every_frame+empty_moov+default_base_moof pipe:1"
     )
     return subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *line.split()], check=True, capture_output=True).stdout
+
+
+class Feed:
+    """A camera's stream that grows as it is told; iterate over it."""
+
+    def __init__(self, *data: bytes) -> None:
+        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
+        for chunk in data:
+            self.send(chunk)
+
+    def send(self, chunk: bytes) -> None:
+        """The camera sends bytes."""
+        self._chunks.put_nowait(chunk)
+
+    def stop(self) -> None:
+        """The camera ends its stream."""
+        self._chunks.put_nowait(None)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """What is sent, as it is sent."""
+        while (chunk := await self._chunks.get()) is not None:
+            yield chunk

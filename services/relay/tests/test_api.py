@@ -21,7 +21,7 @@ from chassis.identity import Machine
 from media.chain import Name, link
 from media.files import FileShelf
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
-from testkit.footage import fragment, init, stream
+from testkit.footage import Feed, fragment, init, stream
 
 from services.relay.api import CLOSE_NONSENSE, CLOSE_NOT_HERE, CLOSE_REVOKED, IngestApi, ViewApi, serve
 from services.relay.model import WINDOW_BYTES
@@ -111,25 +111,6 @@ async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
     yield Relay(service, desk, shelf, ca, f"https://localhost:{ports[0]}", f"wss://localhost:{ports[1]}")
     for runner in runners:
         await runner.cleanup()
-
-
-class Feed:
-    """A request body that grows."""
-
-    def __init__(self, *data: bytes) -> None:
-        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
-        for chunk in data:
-            self.send(chunk)
-
-    def send(self, chunk: bytes) -> None:
-        self._chunks.put_nowait(chunk)
-
-    def stop(self) -> None:
-        self._chunks.put_nowait(None)
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while (chunk := await self._chunks.get()) is not None:
-            yield chunk
 
 
 async def shown(relay: Relay, pieces: int) -> None:

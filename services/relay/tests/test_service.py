@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
@@ -16,7 +16,7 @@ from chassis.identity import Machine
 from media.chain import End, Entry, Name, link
 from media.files import FileSegment, FileShelf, StorageFull
 from media.fmp4 import Fragment, Init
-from testkit.footage import fragment, from_ffmpeg, init, stream
+from testkit.footage import Feed, fragment, from_ffmpeg, init, stream
 
 from services.relay import service as relay
 from services.relay.model import Frame
@@ -51,23 +51,6 @@ class Open:
         self.told.append(served)
 
 
-class Camera:
-    """Sends what it is given, until it is told to end."""
-
-    def __init__(self) -> None:
-        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
-
-    def send(self, data: bytes) -> None:
-        self._chunks.put_nowait(data)
-
-    def stop(self) -> None:
-        self._chunks.put_nowait(None)
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while (chunk := await self._chunks.get()) is not None:
-            yield chunk
-
-
 @pytest.fixture
 def shelf(tmp_path: Path) -> FileShelf:
     return FileShelf(tmp_path)
@@ -95,7 +78,7 @@ async def until(condition: Callable[[], object]) -> None:
     await world.until(holds, "what the test waits for")
 
 
-def sending(service: RelayService, name: Name, camera: Camera, *, live: bool = True) -> "asyncio.Task[End]":
+def sending(service: RelayService, name: Name, camera: Feed, *, live: bool = True) -> "asyncio.Task[End]":
     return asyncio.create_task(service.take(name, aiter(camera), live=live))
 
 
@@ -116,7 +99,7 @@ async def frames(service: RelayService, watch: Watch, wanted: int) -> list[Frame
 
 
 async def test_what_is_watched_is_what_is_kept(service: RelayService, shelf: FileShelf, heads: Heads) -> None:
-    data, name, camera = from_ffmpeg(), Name("s1", "0001-live"), Camera()
+    data, name, camera = from_ffmpeg(), Name("s1", "0001-live"), Feed()
     taking = sending(service, name, camera)
     camera.send(data[:5000])
     await until(lambda: "s1" in service._live and list(service._live["s1"].group.frames()))
@@ -139,7 +122,7 @@ async def test_what_is_watched_is_what_is_kept(service: RelayService, shelf: Fil
 
 
 async def test_a_late_viewer_begins_at_the_last_keyframe_and_each_gets_all_of_the_rest(service: RelayService) -> None:
-    camera = Camera()
+    camera = Feed()
     taking = sending(service, Name("s1", "0001-live"), camera)
     data = [init(), *(fragment(n, key=n % 10 == 0) for n in range(15))]
     for piece in data:
@@ -157,7 +140,7 @@ async def test_a_late_viewer_begins_at_the_last_keyframe_and_each_gets_all_of_th
 
 
 async def test_a_revoked_viewer_gets_no_byte_more_and_the_other_goes_on(service: RelayService, authority: Open) -> None:
-    camera = Camera()
+    camera = Feed()
     taking = sending(service, Name("s1", "0001-live"), camera)
     camera.send(stream(3, random.Random(1)))
     await until(partial(_has, service, 4))
@@ -176,7 +159,7 @@ async def test_a_revoked_viewer_gets_no_byte_more_and_the_other_goes_on(service:
 
 
 async def test_the_newest_connection_of_a_session_wins_and_viewers_stay(service: RelayService, shelf: FileShelf) -> None:
-    old, new = Camera(), Camera()
+    old, new = Feed(), Feed()
     first = sending(service, Name("s1", "0001-live"), old)
     old.send(stream(5, random.Random(1)))
     await until(lambda: "s1" in service._live and service._live["s1"].group._pieces)
@@ -194,7 +177,7 @@ async def test_the_newest_connection_of_a_session_wins_and_viewers_stay(service:
 
 async def test_a_segment_is_taken_once(service: RelayService, shelf: FileShelf) -> None:
     for expected in (contextlib.nullcontext(), pytest.raises(AlreadyExists)):
-        camera = Camera()
+        camera = Feed()
         camera.send(stream(3, random.Random(1)))
         camera.stop()
         with expected:
@@ -203,7 +186,7 @@ async def test_a_segment_is_taken_once(service: RelayService, shelf: FileShelf) 
 
 
 async def test_a_late_segment_is_kept_and_not_shown(service: RelayService, shelf: FileShelf) -> None:
-    camera = Camera()
+    camera = Feed()
     camera.send(stream(3, random.Random(1)))
     camera.stop()
     await sending(service, Name("s1", "0000-pre"), camera, live=False)
@@ -213,7 +196,7 @@ async def test_a_late_segment_is_kept_and_not_shown(service: RelayService, shelf
 
 
 async def test_bad_media_ends_its_own_stream_with_a_reason_and_no_other(service: RelayService, shelf: FileShelf) -> None:
-    good, bad = Camera(), Camera()
+    good, bad = Feed(), Feed()
     healthy = sending(service, Name("good", "0001-live"), good)
     broken = sending(service, Name("bad", "0001-live"), bad)
     good.send(stream(3, random.Random(1)))
@@ -229,7 +212,7 @@ async def test_bad_media_ends_its_own_stream_with_a_reason_and_no_other(service:
 
 async def test_a_camera_that_falls_silent_is_let_go(service: RelayService, shelf: FileShelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "IDLE_S", 0.05)
-    camera = Camera()
+    camera = Feed()
     camera.send(stream(3, random.Random(1)))
     with pytest.raises(TimeoutError):
         await sending(service, Name("s1", "0001-live"), camera)
@@ -237,7 +220,7 @@ async def test_a_camera_that_falls_silent_is_let_go(service: RelayService, shelf
 
 
 async def test_a_connection_that_breaks_keeps_all_that_was_whole(service: RelayService, shelf: FileShelf) -> None:
-    camera = Camera()
+    camera = Feed()
     taking = sending(service, Name("s1", "0001-live"), camera)
     camera.send(stream(3, random.Random(1)) + fragment(3, key=False)[:50])
     await until(lambda: "s1" in service._live and len(service._live["s1"].group._pieces) == 3)
@@ -258,7 +241,7 @@ async def test_a_full_disk_ends_the_recording_and_says_so(service: RelayService,
         return append(segment, piece, at)
 
     monkeypatch.setattr(FileSegment, "append", fails)
-    camera = Camera()
+    camera = Feed()
     camera.send(stream(9, random.Random(1)))
     with pytest.raises(Unavailable, match="no room"):
         await sending(service, Name("s1", "0001-live"), camera)
@@ -269,7 +252,7 @@ async def test_a_full_disk_ends_the_recording_and_says_so(service: RelayService,
 async def test_published_heads_are_of_the_chain_and_only_of_what_is_on_the_disk(
     service: RelayService, shelf: FileShelf, heads: Heads
 ) -> None:
-    camera, name = Camera(), Name("s1", "0001-live")
+    camera, name = Feed(), Name("s1", "0001-live")
     taking = sending(service, name, camera)
     data = [init(), *(fragment(n, key=n == 0) for n in range(30))]
     for end in (9, 19, 29):
