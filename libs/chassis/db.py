@@ -209,7 +209,7 @@ class Database:
             raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "the database does not answer") from error
         try:
             yield connection
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError) as error:
             if not _passes(error):
                 raise
             raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "the database did not commit") from error
@@ -278,9 +278,11 @@ async def _check_if_idle(connection: psycopg.AsyncConnection[Row]) -> None:
 def _passes(error: psycopg.Error) -> bool:
     """Whether the same may work later. What the data itself makes fail (a key too long, say) is not the database's state.
 
-    Connection lost, rolled back to be repeated, out of resources, locked, stopped by an operator.
+    Connection lost, rolled back to be repeated, out of resources, locked, stopped by an operator; our own process was frozen in a
+    transaction (25P03); a standby that is not yet the primary (25006).
     """
-    return error.sqlstate is None or error.sqlstate[:2] in ("08", "40", "53", "55", "57")
+    state = error.sqlstate
+    return state is None or state[:2] in ("08", "40", "53", "55", "57") or state in ("25P03", "25006")
 
 
 async def _surely(work: Awaitable[T]) -> T:

@@ -21,8 +21,8 @@ from services.joiner.settings import JoinerSettings
 from services.joiner.watchdog import Watchdog
 
 
-def serve_health(app: faust.App, listen: str, watchdog: Watchdog) -> None:
-    """Answer grpc.health.v1 in the clear; SERVING once Faust has its partitions and has recovered its table."""
+def serve_health(app: faust.App, listen: str, watchdog: Watchdog, lane: Lane) -> None:
+    """Answer grpc.health.v1 in the clear; SERVING once Faust has its partitions and has recovered its table. Ends the lane's sending."""
     servicer = health.aio.HealthServicer()
 
     @app.task  # type: ignore[untyped-decorator]
@@ -37,6 +37,7 @@ def serve_health(app: faust.App, listen: str, watchdog: Watchdog) -> None:
             self.server = await health_server(servicer, listen)
 
         async def on_stop(self) -> None:
+            await lane.close()
             await self.server.stop(0.5)
 
 
@@ -53,8 +54,8 @@ def main() -> None:
     app = build(settings)
     watched = {topic.name: topic.partitions for topic in (EMERGENCY_EVENT, REGISTRY_DUTY)}
     watchdog = Watchdog(settings.kafka, watched, settings.stall_s, settings.recovery_s, lambda: start_over(settings))
-    Lane(app, settings.lane, timedelta(seconds=settings.trickle_s), watchdog.progress, Publisher(settings.kafka))
-    serve_health(app, settings.health_listen, watchdog)
+    lane = Lane(app, settings.lane, timedelta(seconds=settings.trickle_s), watchdog.progress, Publisher(settings.kafka))
+    serve_health(app, settings.health_listen, watchdog, lane)
     # Faust opens the root logger for everything and filters in the handlers: a tenth of the lane's time went into such records.
     logging.disable(logging.INFO)
     watchdog.start()

@@ -22,6 +22,7 @@ from services.joiner.watchdog import STUCK, Progress
 
 _ATTEMPTS, _PAUSE_S = 40, 0.25  # ten seconds of refusals; a send that gets no answer takes five by itself
 _IN_FLIGHT = 200
+_LOOK_AGAIN_S, _CLOSE_S = 1.0, 2.0
 # So many records that fail one after the other, without being poison, are not to blame.
 _OUR_FAULT = 5
 _FAILURES = 3  # a handler that fails so often on one event will never manage it
@@ -44,6 +45,7 @@ class Lane:
         self._fails_in_a_row = 0
         app.agent(_topic(app, REGISTRY_DUTY), name="duty")(self._read_duty)
         app.agent(_topic(app, EMERGENCY_EVENT), name="emergencies")(self._read_emergencies)
+        app.timer(_LOOK_AGAIN_S)(self.look_again)
 
     async def _read_duty(self, stream: StreamT[bytes]) -> None:
         async for event in stream.events():
@@ -87,7 +89,22 @@ class Lane:
             self._parked.remove(radio, emergency)
         else:
             telemetry.log().info("parked", emergency=emergency.emergency_id, have=duty.version if duty else None)
-            self._parked.put(radio, emergency, traceparent)
+            self._parked.put(radio, partition, emergency, traceparent)
+
+    async def look_again(self) -> None:
+        """Decide what was parked only because we did not know for a moment whether we know all."""
+        for radio, partition, emergency, traceparent in self._parked.unpinned():
+            if self._knows_all(partition):
+                try:
+                    await self._decide(radio, partition, emergency, traceparent)
+                except Exception:  # a timer that raises ends the lane
+                    telemetry.log().exception("a parked press stays parked", emergency=emergency.emergency_id)
+
+    async def close(self) -> None:
+        """Let what is on its way arrive."""
+        if self._sending:
+            await asyncio.wait(self._sending, timeout=_CLOSE_S)
+        await self._publisher.close()
 
     def _knows_all(self, partition: int) -> bool:
         """Whether a change in this duty partition would have been heard of by now."""
@@ -141,7 +158,7 @@ class Lane:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return await self._publisher.publish(record)
-            except TRANSIENT as error:
+            except Exception as error:
                 telemetry.log().warning("sending again", attempt=attempt, error=repr(error))
                 await asyncio.sleep(_PAUSE_S)
         os._exit(STUCK)

@@ -7,7 +7,7 @@ import faust
 from chassis import telemetry
 from contracts.topics import RADIO_PARTITIONS
 from faust.types import TableT
-from sightline.emergency.v1.emergency_pb2 import Emergency
+from sightline.emergency.v1.emergency_pb2 import SUBJECT_STATE_UNPINNED, Emergency
 from sightline.registry.v1.duty_pb2 import DutyRecord
 
 TABLE = "duty"
@@ -26,10 +26,12 @@ class Parked:
 
     def __init__(self) -> None:
         self._events: OrderedDict[bytes, OrderedDict[str, tuple[Emergency, str | None]]] = OrderedDict()
+        self._partitions: dict[bytes, int] = {}
         self._count = 0
 
-    def put(self, radio: bytes, emergency: Emergency, traceparent: str | None) -> None:
+    def put(self, radio: bytes, partition: int, emergency: Emergency, traceparent: str | None) -> None:
         """Keep an event with its trace, unless a newer one of the same emergency is kept."""
+        self._partitions[radio] = partition
         of_radio = self._events.setdefault(radio, OrderedDict())
         kept = of_radio.get(emergency.emergency_id)
         if kept is None or kept[0].version < emergency.version:
@@ -56,6 +58,16 @@ class Parked:
             self._count -= 1
         if not of_radio:
             self._events.pop(radio, None)
+            self._partitions.pop(radio, None)
+
+    def unpinned(self) -> list[tuple[bytes, int, Emergency, str | None]]:
+        """Events of presses that the registry did not pin, with radio and partition: they wait until we know all there is."""
+        return [
+            (radio, self._partitions[radio], emergency, traceparent)
+            for radio, events in self._events.items()
+            for emergency, traceparent in events.values()
+            if emergency.subject.state == SUBJECT_STATE_UNPINNED
+        ]
 
 
 class Freshness:

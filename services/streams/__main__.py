@@ -70,7 +70,7 @@ async def main(app: App[StreamsSettings]) -> None:
     app.repeat("overdue sweep", _SWEEP_S, service.sweep_overdue)
     # No camera gets orders from us before we know which emergencies have been cleared meanwhile: from Kafka or from their owner.
     await first_of(events.caught_up, service.reconciled)
-    await wait_for("PostgreSQL", lambda: service.look_again(timedelta(0)))
+    await wait_for("what has been heard to be written", service.catch_up)
     await server.start()
     app.resources.push_async_callback(server.grpc.stop, 2)
     await app.ready()

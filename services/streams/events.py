@@ -153,6 +153,9 @@ class EmergencyReader:
     async def __call__(self, received: Received) -> None:
         """Handle one record of `emergency.event`."""
         emergency = parse(EmergencyEvent, received.value).emergency
-        if not _is_uuid(emergency.emergency_id) or not emergency.version or not 0 < len(emergency.agency_id) <= _ID:
-            raise PoisonError("an event without emergency or version")
+        if not _is_uuid(emergency.emergency_id) or not 0 < emergency.version < 2**63 or not 0 < emergency.epoch < 2**31:
+            raise PoisonError("an event without emergency, version or epoch")
+        names = (emergency.agency_id, emergency.subject.officer_id or "-")
+        if not all(0 < len(name) <= _ID and "\0" not in name for name in names):
+            raise PoisonError("an event with impossible names")
         await self._service.take_emergency(to_known(emergency))

@@ -19,7 +19,9 @@ from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from services.streams.events import to_decision, to_known
 from services.streams.model import Decision, KnownEmergency, OpenEmergency
 
-_WITHIN_S, _REST_S = 1.0, 0.5
+# The rest is shorter than a turn of `reconcile`.
+_WITHIN_S, _REST_S = 1.0, 0.3
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class Peers:
@@ -67,7 +69,8 @@ class Peers:
             return None
         except Unavailable as error:
             telemetry.log().warning("the registry does not answer", emergency=emergency.emergency_id, error=str(error))
-            self._registry_rests_until = time.monotonic() + _REST_S
+            if getattr(error.__cause__, "code", lambda: None)() in _AWAY:
+                self._registry_rests_until = time.monotonic() + _REST_S
             return None
         duty: DutyRecord | None = answer.duty if answer.HasField("duty") else None
         return duty

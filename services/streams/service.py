@@ -5,14 +5,14 @@ import random
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Literal, Protocol
 
 from chassis import telemetry
 from chassis.audit import Audit, Entry
 from chassis.bus import TRANSIENT
 from chassis.clock import Clock
 from chassis.db import Database, Row, Statements, Transaction
-from chassis.errors import Changed, NotFound
+from chassis.errors import Changed, NotFound, Unavailable
 from chassis.identity import Caller, Machine
 from chassis.recent import Recent, Waiting
 from sightline.audit.v1.record_pb2 import AuditOutcome
@@ -116,6 +116,7 @@ class Announcer(Protocol):
 
 
 Name = tuple[str, int, str, bytes]
+Came = Literal["done", "waits", "failed"]
 
 
 def _name(decision: Decision) -> Name:
@@ -169,13 +170,26 @@ class StreamsService:
         """
         key = known.emergency_id
         if (self._versions.get(key) or 0) < known.version:
-            if self._news.is_full:
-                await self.look_again(timedelta(0))
+            await self._make_room()
             self._notice(known)
             await self._take_waiting(key)
             if self._news.get(key) is not None and self._holds_a_link(known.agency_id, self._cameras.get(key) or ()):
                 await self._keep_emergency(known)
         await self._take_waiting(key)
+
+    async def _make_room(self) -> None:
+        """Unavailable, so that the record comes again, rather than forget what has not been written."""
+        if self._news.is_full:
+            await self.look_again(timedelta(0))
+            if self._news.is_full:
+                raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "too much waits to be written")
+
+    async def catch_up(self) -> None:
+        """Write all that has been heard of emergencies up to now; Unavailable while it cannot be written."""
+        began = self._clock.now()
+        await self.look_again(timedelta(0))
+        if waiting := self._news.since(began):
+            raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, f"{len(waiting)} changes of emergencies wait to be written")
 
     def _notice(self, known: KnownEmergency) -> None:
         waits = self._news.get(known.emergency_id)
@@ -190,18 +204,20 @@ class StreamsService:
     async def _keep_emergency(self, known: KnownEmergency) -> None:
         async with self._database.transaction() as tx:
             cameras = await self._keep(tx, known)
+            await self._store.raise_orders(tx, cameras, known.agency_id)
         self._kept(known, cameras)
 
     async def _keep(self, tx: Transaction, known: KnownEmergency) -> Sequence[str]:
-        """Write what is newer. A clear or a new epoch withdraws what no camera has answered; returns the cameras concerned."""
+        """Write what is newer. A clear or a new epoch withdraws what no camera has answered; returns cameras whose orders change.
+
+        The caller raises those, once in a transaction: two sorted lists one after the other are not sorted, and so a deadlock.
+        """
         if not await self._store.keep_emergency(tx, known) or (known.is_open and known.epoch == 1):
             return ()
         there = await self._store.of_emergency(tx, known.emergency_id, lock=True)
         gone = [a for a in there if not known.is_open or a.epoch < known.epoch]
         await self._save(tx, gone, [a.withdrawn() for a in gone])
-        cameras = sorted({a.camera_id for a in gone if a.camera_id})
-        await self._store.raise_orders(tx, cameras, known.agency_id)
-        return cameras
+        return sorted({a.camera_id for a in gone if a.camera_id})
 
     def _kept(self, known: KnownEmergency, cameras: Sequence[str]) -> None:
         """It is committed, by us or by another replica."""
@@ -217,9 +233,9 @@ class StreamsService:
 
         It waits for its emergency, and for the replica that holds the camera's link.
         """
+        self._cameras.put(decision.emergency_id, decision.camera_ids)
         if self._answers.get((decision.emergency_id, decision.epoch)) == decision.answer:
             return  # it has been seen committed here, and our links have been woken
-        self._cameras.put(decision.emergency_id, decision.camera_ids)
         if self._decisions.is_full:
             await self.look_again(timedelta(0))
         # Kept before we look, so that its emergency cannot slip past us.
@@ -229,6 +245,7 @@ class StreamsService:
 
     async def _take_surely(self, decision: Decision) -> None:
         """Ask the database, whatever we remember of it."""
+        self._cameras.put(decision.emergency_id, decision.camera_ids)
         self._decisions.put(_name(decision), decision, self._clock.now())
         await self._take_decision(decision)
 
@@ -252,21 +269,24 @@ class StreamsService:
     async def _decide(self, decision: Decision, *, wait: bool) -> str | None:
         """Execute or reject; why it was rejected, empty if it stands, None if it has to wait for its emergency."""
         news, why = self._news.get(decision.emergency_id), None
-        cameras: Sequence[str] = ()
+        raised: set[str] = set()
         async with self._database.transaction() as tx:
             if news is not None:
-                cameras = await self._keep(tx, news)
+                raised.update(await self._keep(tx, news))
             known = await self._store.emergency(tx, decision.emergency_id)
             if not (wait and is_early(decision, known)):
-                why = await self._judge(tx, decision, known)
+                why = await self._judge(tx, decision, known, raised)
+            await self._store.raise_orders(tx, sorted(raised), (news or decision).agency_id)
         if news is not None:
-            self._kept(news, cameras)
+            self._kept(news, sorted(raised))
         return why
 
-    async def _judge(self, tx: Transaction, decision: Decision, known: KnownEmergency | None) -> str:
+    async def _judge(self, tx: Transaction, decision: Decision, known: KnownEmergency | None, raised: set[str]) -> str:
+        """Why it is rejected; empty if it stands. Adds the cameras that it starts."""
         why = refusal_of_decision(decision, known)
         if not why and await self._store.accept(tx, decision, self._clock.now()):
             await self._execute(tx, decision, emergency_is_open=bool(known and known.is_open))
+            raised.update(decision.camera_ids)
             return ""
         accepted = await self._store.accepted(tx, decision.emergency_id, decision.epoch)
         if accepted is not None and bytes(accepted["answer"] or accepted["content"]) == decision.answer:
@@ -284,7 +304,7 @@ class StreamsService:
             for known in news:
                 if versions.get(known.emergency_id, 0) >= known.version:
                     self._kept(known, ())
-                elif not await self._apart(known.emergency_id, self._keep_emergency(known)):
+                elif await self._apart(known.emergency_id, self._keep_emergency(known)) == "failed":
                     self._news.remove(known.emergency_id)
         if waiting := self._decisions.since(before):
             async with self._database.statements() as db:
@@ -296,16 +316,17 @@ class StreamsService:
                 elif answer is not None:
                     await self._apart(decision.emergency_id, self._take_decision(decision))
 
-    async def _apart(self, emergency_id: str, work: Awaitable[None]) -> bool:
-        """What one emergency makes fail must not keep us from the others. False: it will fail again; `reconcile` looks after it."""
+    async def _apart(self, emergency_id: str, work: Awaitable[None]) -> Came:
+        """What one emergency makes fail must not keep us from the others; `reconcile` looks after what has failed."""
         try:
             await work
         except TRANSIENT as error:
             telemetry.log().warning("waits", emergency=emergency_id, error=str(error))
+            return "waits"
         except Exception:
             telemetry.log().exception("cannot be handled", emergency=emergency_id)
-            return False
-        return True
+            return "failed"
+        return "done"
 
     async def _execute(self, tx: Transaction, decision: Decision, *, emergency_is_open: bool) -> None:
         now = self._clock.now()
@@ -313,7 +334,6 @@ class StreamsService:
         await self._store.add(tx, new)
         for activation in new:
             self._announcer.announce(tx, activation)
-        await self._store.raise_orders(tx, decision.camera_ids, decision.agency_id)
         details = {"cameras": ",".join(decision.camera_ids), "reason": decision.no_camera_reason, "by": decision.decided_by}
         self._note(tx, "activation.decided", decision, details)
 
@@ -343,16 +363,17 @@ class StreamsService:
         random.shuffle(due)  # so that replicas do not do the same work at the same time
         gate = asyncio.Semaphore(_GAPS_AT_ONCE)
 
-        async def close(work: Awaitable[None], emergency_id: str) -> None:
+        async def close(work: Awaitable[None], emergency_id: str) -> Came:
             async with gate:
-                await self._apart(emergency_id, work)
+                return await self._apart(emergency_id, work)
 
-        await asyncio.gather(
+        came = await asyncio.gather(
             *(close(self._close_gap(open_now[gap.emergency_id]), gap.emergency_id) for gap in due[:_GAPS_AT_MOST]),
             *(close(self._refresh(emergency_id), emergency_id) for emergency_id in gone),
             *(close(self._settle(decision), decision.emergency_id) for decision in overlooked[:_GAPS_AT_MOST]),
         )
-        self.reconciled.set()
+        if "waits" not in came:
+            self.reconciled.set()
 
     async def _close_gap(self, found: OpenEmergency) -> None:
         async with self._database.statements() as db:

@@ -97,9 +97,10 @@ class Store:
         return [Gap(**row) for row in rows]
 
     async def open_but_for(self, db: Statements, ids: Sequence[str], limit: int) -> list[str]:
-        """Emergencies that are open as far as we know, without some."""
+        """Emergencies that are open as far as we know, without some; any of them, so that none waits behind the same others for ever."""
         rows = await db.all(
-            "SELECT emergency_id::text FROM known_emergency WHERE is_open AND NOT emergency_id = ANY(%s::uuid[]) LIMIT %s",
+            "SELECT emergency_id::text FROM known_emergency WHERE is_open AND NOT emergency_id = ANY(%s::uuid[])"
+            " ORDER BY random() LIMIT %s",
             [list(ids), limit],
         )
         return [row["emergency_id"] for row in rows]

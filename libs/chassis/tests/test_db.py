@@ -142,6 +142,29 @@ async def test_a_cancelled_caller_does_not_cut_a_commit_in_two(database: Databas
         assert await tx.one("SELECT 1 AS one") == {"one": 1}
 
 
+async def test_who_was_frozen_in_a_transaction_may_try_again(databases: DatabaseSettings, database: Database) -> None:
+    async with await psycopg.AsyncConnection.connect(databases.url, autocommit=True) as other:
+
+        async def thaw_too_late() -> None:
+            async with database.transaction() as tx:
+                await tx.execute("SET LOCAL idle_in_transaction_session_timeout = 1")
+                found = await tx.one("SELECT pg_backend_pid() AS pid")
+
+                async def ended() -> bool:
+                    row = await (
+                        await other.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", [(found or {})["pid"]])
+                    ).fetchone()
+                    return row == (0,)
+
+                await until(ended, "the end of the session")
+                await tx.execute("SELECT 1")
+
+        with pytest.raises(Unavailable):
+            await thaw_too_late()
+    async with database.transaction() as tx:
+        assert await tx.one("SELECT 1 AS one") == {"one": 1}
+
+
 async def test_a_database_that_is_gone_is_unavailable_and_not_an_ok(publisher: Publisher) -> None:
     nowhere = Database(DatabaseSettings(url="postgresql://nobody@127.0.0.1:1/none"), "none", publisher)
     with pytest.raises((Unavailable, psycopg.Error)):

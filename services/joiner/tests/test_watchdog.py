@@ -1,6 +1,6 @@
 """When a lane counts as stuck, and what waits in its memory."""
 
-from sightline.emergency.v1.emergency_pb2 import Emergency
+from sightline.emergency.v1.emergency_pb2 import SUBJECT_STATE_UNPINNED, Emergency, Subject
 
 from services.joiner.tables import _PARKED_AT_MOST, _PARKED_OF_RADIO, Parked
 from services.joiner.watchdog import Progress
@@ -39,7 +39,7 @@ def test_time_without_brokers_does_not_count() -> None:
 
 
 def parked(parked: Parked, radio: bytes, emergency_id: str, version: int = 1) -> None:
-    parked.put(radio, Emergency(emergency_id=emergency_id, version=version), None)
+    parked.put(radio, 3, Emergency(emergency_id=emergency_id, version=version), None)
 
 
 def test_the_newest_event_of_an_emergency_waits_and_goes_when_it_is_decided() -> None:
@@ -49,6 +49,16 @@ def test_the_newest_event_of_an_emergency_waits_and_goes_when_it_is_decided() ->
     assert [(e.emergency_id, e.version) for e, _ in waiting.of(b"r")] == [("e", 2)]
     waiting.remove(b"r", Emergency(emergency_id="e"))
     assert waiting.of(b"r") == []
+
+
+def test_unpinned_presses_are_found_again_until_they_are_decided() -> None:
+    waiting = Parked()
+    unpinned = Emergency(emergency_id="u", version=1, subject=Subject(state=SUBJECT_STATE_UNPINNED))
+    waiting.put(b"r", 3, unpinned, "trace")
+    parked(waiting, b"r", "held")
+    assert waiting.unpinned() == [(b"r", 3, unpinned, "trace")]
+    waiting.remove(b"r", unpinned)
+    assert waiting.unpinned() == []
 
 
 def test_what_waits_is_bounded_for_a_radio_and_in_all() -> None:

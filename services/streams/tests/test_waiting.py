@@ -1,14 +1,17 @@
 """Which replica acts when: the one with the camera's link at once, the others when they see that nobody did."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+from chassis.errors import Unavailable
 from chassis.identity import Machine
 from chassis.recent import Waiting
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 from services.streams.model import Decision, KnownEmergency
 from services.streams.service import StreamsService
@@ -30,6 +33,7 @@ class Tables:
         self.decided: dict[tuple[str, int], bytes] = {}
         self.rejected: list[bytes] = []
         self.transactions = 0
+        self.raised: list[list[str]] = []
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
@@ -70,7 +74,10 @@ class Tables:
     async def nothing(self, *_: Any, **__: Any) -> list[Any]:
         return []
 
-    add = raise_orders = of_emergency = save = link = nothing
+    async def raise_orders(self, tx: Any, camera_ids: Sequence[str], agency_id: str) -> None:
+        self.raised.append(list(camera_ids))
+
+    add = of_emergency = save = link = nothing
 
 
 def replica(tables: Tables) -> StreamsService:
@@ -140,6 +147,57 @@ async def test_a_clear_is_kept_at_once_by_the_replica_with_the_link() -> None:
     await service.take_decision(decision())
     await service.take_emergency(CLEARED)
     assert tables.known == {"e": CLEARED}
+
+
+async def test_a_clear_is_kept_at_once_also_after_a_restart() -> None:
+    tables = Tables()
+    tables.known, tables.decided = {"e": OPEN}, {("e", 1): b"cam"}
+    service = await linked(tables)
+    service._answers.put(("e", 1), b"cam")  # warmed up
+    await service.take_decision(decision())
+    await service.take_emergency(CLEARED)
+    assert tables.known == {"e": CLEARED}
+
+
+async def test_a_start_has_caught_up_only_when_all_it_heard_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = Tables()
+    service = replica(tables)
+    await service.take_emergency(CLEARED)
+
+    async def away(tx: Any, known: KnownEmergency) -> bool:
+        raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "locked")
+
+    with monkeypatch.context() as locked:
+        locked.setattr(tables, "keep_emergency", away)
+        with pytest.raises(Unavailable):
+            await service.catch_up()
+    await service.catch_up()
+    assert tables.known == {"e": CLEARED}
+
+
+async def test_a_record_comes_again_when_there_is_no_room_to_remember_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = Tables()
+    service = replica(tables)
+    service._news = Waiting(3)
+
+    async def away(tx: Any, known: KnownEmergency) -> bool:
+        raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "locked")
+
+    monkeypatch.setattr(tables, "keep_emergency", away)
+    for n in range(3):
+        await service.take_emergency(replace(CLEARED, emergency_id=f"e-{n}"))
+    with pytest.raises(Unavailable):
+        await service.take_emergency(replace(CLEARED, emergency_id="e-3"))
+    assert len(service._news.all()) == 3
+
+
+async def test_cameras_are_raised_once_in_a_transaction() -> None:
+    """Two sorted lists one after the other are a deadlock with somebody who has them the other way round."""
+    tables = Tables()
+    service = await linked(tables)
+    await service.take_emergency(OPEN)
+    await service.take_decision(decision())
+    assert tables.raised == [["cam"]]
 
 
 async def test_an_equal_decision_is_no_difference_even_after_the_emergency_went_on() -> None:
