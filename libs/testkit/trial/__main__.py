@@ -28,7 +28,7 @@ def main(
     presses: Annotated[int, typer.Option(help="Presses to make.", min=10)] = 1000,
     rate: Annotated[float, typer.Option(help="Presses a second, open loop.")] = 15,
     faults: Annotated[int, typer.Option(help="Faults to inject, in a shuffled order, each kind as often as any other.", min=0)] = 20,
-    only: Annotated[str, typer.Option(help="Only faults whose number or name holds this text.")] = "",
+    only: Annotated[str, typer.Option(help="Only faults whose number or name holds this text; several with commas.")] = "",
     brokers: Annotated[int, typer.Option(help="One, or three with other faults.")] = 1,
     officers: Annotated[int, typer.Option(min=1, max=900)] = 80,
     seed: Annotated[int, typer.Option(help="Repeats a timeline; 0: a new one.")] = 0,
@@ -38,7 +38,8 @@ def main(
     telemetry.setup("trial", "0", TelemetrySettings(log_level="error"))
     seed = seed or int(time.time()) % 1_000_000
     folder = folder or Path(tempfile.mkdtemp(prefix="sightline-trial-"))
-    known = [fault for fault in (FAULTS if brokers == 1 else CLUSTER_FAULTS) if only.lower() in f"{fault.number} {fault.name}".lower()]
+    wanted, there = only.lower().split(","), FAULTS if brokers == 1 else CLUSTER_FAULTS
+    known = [fault for fault in there if any(text in f"{fault.number} {fault.name}".lower() for text in wanted)]
     rounds = [random.Random(seed + n).sample(known, len(known)) for n in range(faults // len(known) + 1)]  # noqa: S311
     folder.mkdir(parents=True, exist_ok=True)
     chosen = [fault for each in rounds for fault in each][:faults]
