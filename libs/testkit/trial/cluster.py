@@ -36,7 +36,7 @@ async def _healthy(rig: Rig) -> None:
             return False
         return all(len(p.isrs) == len(p.replicas) and p.leader >= 0 for t in topics.values() for p in t.partitions.values())
 
-    await until(lambda: asyncio.to_thread(in_sync), "all replicas in sync", READY_WITHIN_S)
+    await until(lambda: asyncio.to_thread(in_sync), "all replicas in sync", 3 * READY_WITHIN_S)
 
 
 def _without(count: int, least_s: float, most_s: float, *, frozen: bool = False) -> Act:
