@@ -32,7 +32,7 @@ demo: $(READY) ## bring everything up, press buttons, show what comes of it (DEM
 test: lint ## set up and run everything: linters, all tests on real servers, a short demo
 	@$(BIN)/pytest -m 'not slow'
 	@$(MAKE) --no-print-directory fault-share
-	@DEMO_SECONDS=$(DEMO_TEST_SECONDS) DEMO_STARTED=$(STARTED) $(BIN)/sightline --plain demo
+	@DEMO_SECONDS=$(DEMO_TEST_SECONDS) $(BIN)/sightline --plain demo
 
 fault-share: $(READY) ## CI's share of the fault tests, some minutes: a stack whose parts are killed, frozen and cut off
 	@$(BIN)/pytest -m 'not slow' --timeout 600 tests/faults
