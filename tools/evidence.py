@@ -1,12 +1,13 @@
 """`sightline evidence verify`: the chain of recorded segments, from nothing but the files."""
 
 import json
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
-from media.chain import Verdict, verify
+from media.chain import Verdict
+from media.files import verify_file
 from rich.progress import Progress
 
 
@@ -59,14 +60,11 @@ def check(path: Path, anchors: Path | None, bar: Progress) -> list[Checked]:
     indexes = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path.with_suffix(".jsonl")]
     if not indexes or not indexes[0].exists():
         raise Unreadable(f"{path}: no segment here; a segment is a .mp4 with its index, a .jsonl of the same name, beside it")
-    return [Checked(index, _verify(index, known, bar)) for index in indexes]
 
+    def read(media: Path) -> BinaryIO:
+        return bar.open(media, "rb", description=media.stem)
 
-def _verify(index: Path, known: dict[tuple[str, str], dict[int, str]], bar: Progress) -> Verdict:
-    media = index.with_suffix(".mp4")
-    name = (index.parent.name, index.stem)
-    with index.open("rb") as lines, bar.open(media if media.exists() else os.devnull, "rb", description=index.stem) as content:
-        return verify(lines, content, known.get(name))
+    return [Checked(index, verify_file(index, known.get((index.parent.name, index.stem)), read)) for index in indexes]
 
 
 def _anchors(path: Path) -> dict[tuple[str, str], dict[int, str]]:

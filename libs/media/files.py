@@ -5,16 +5,21 @@ a power cut what came since the last `sync`. A full disk takes back the piece th
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from threading import Lock
+from typing import BinaryIO, Protocol
 
 from media.chain import End, Entry, Name, Verdict, head_line, line, link, parse_head, parse_line, verify
 from media.fmp4 import Fragment, Init
 
 LOST = "RELAY_LOST"  # the end of a segment whose relay died
+
+
+def _open(path: Path) -> BinaryIO:
+    return path.open("rb")
 
 
 class StorageFull(OSError):
@@ -62,12 +67,13 @@ class Shelf(Protocol):
 
 
 class FileSegment:
-    """A segment in two files."""
+    """A segment in two files. Threads take turns; after its end nothing is written, or it might go into another's file."""
 
     def __init__(self, folder: Path, name: Name) -> None:
         self._name = name
         self._entries, self._offset, self._chain = 0, 0, name.genesis
         self._last: Entry | None = None
+        self._turn, self._ended = Lock(), False
         with ExitStack() as undo:
             self._media = _create(folder / f"{name.segment_id}.mp4", undo)
             self._index = _create(folder / f"{name.segment_id}.jsonl", undo)
@@ -77,7 +83,18 @@ class FileSegment:
         _sync_folder(folder)
 
     def append(self, piece: Init | Fragment, received_at: datetime) -> Entry:
-        """Keep a piece; StorageFull if there is no room."""
+        """Keep a piece; StorageFull if there is no room, ValueError after the end."""
+        with self._open_turn():
+            return self._append(piece, received_at)
+
+    @contextmanager
+    def _open_turn(self) -> Iterator[None]:
+        with self._turn:
+            if self._ended:
+                raise ValueError(f"segment {self._name} has ended")
+            yield
+
+    def _append(self, piece: Init | Fragment, received_at: datetime) -> Entry:
         chain = link(self._chain, piece.data)
         at, captured = (piece.at, piece.captured_at) if isinstance(piece, Fragment) else (timedelta(), None)
         kind = "init" if isinstance(piece, Init) else "key" if piece.is_keyframe else "delta"
@@ -95,23 +112,28 @@ class FileSegment:
         self._index_end += len(text)
 
     def sync(self) -> Entry | None:
-        """Make all that was kept survive a power cut; returns the last piece of it."""
-        last = self._last
+        """Make all that was kept survive a power cut; returns the last piece of it. ValueError after the end."""
+        with self._open_turn():
+            return self._sync()
+
+    def _sync(self) -> Entry | None:
         os.fdatasync(self._media)
         os.fdatasync(self._index)
-        return last
+        return self._last
 
     def close(self, cause: str) -> End:
         """Write the end; a disk that is full has room for that line, or `recover` writes it."""
-        end = End(cause, self._entries, self._offset, self._chain.hex())
-        try:
-            os.ftruncate(self._media, self._offset)  # a piece that did not fit into the index is none
-            self._write_index(line(end))
-            self.sync()
-        finally:
-            os.close(self._media)
-            os.close(self._index)
-        return end
+        with self._open_turn():
+            self._ended = True
+            end = End(cause, self._entries, self._offset, self._chain.hex())
+            try:
+                os.ftruncate(self._media, self._offset)  # a piece that did not fit into the index is none
+                self._write_index(line(end))
+                self._sync()
+            finally:
+                os.close(self._media)
+                os.close(self._index)
+            return end
 
 
 class FileShelf:
@@ -148,10 +170,13 @@ class FileShelf:
         return found
 
 
-def verify_file(index: Path, anchors: Mapping[int, str] | None = None) -> Verdict:
-    """Recompute the chain of a segment from its two files; `index` is the one that ends in .jsonl."""
+def verify_file(index: Path, anchors: Mapping[int, str] | None = None, read: Callable[[Path], BinaryIO] = _open) -> Verdict:
+    """Recompute the chain of a segment from its two files; `index` is the one that ends in .jsonl, `read` opens the other.
+
+    A media file that is not there is one without bytes.
+    """
     media = index.with_suffix(".mp4")
-    with index.open("rb") as lines, media.open("rb") if media.exists() else open(os.devnull, "rb") as content:
+    with index.open("rb") as lines, read(media if media.exists() else Path(os.devnull)) as content:
         return verify(lines, content, anchors)
 
 

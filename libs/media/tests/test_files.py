@@ -202,6 +202,22 @@ def test_a_full_disk_takes_back_the_piece_that_did_not_fit(shelf: FileShelf, tmp
     assert 0 < len(kept) <= FRAMES
 
 
+def test_after_its_end_nothing_is_written(shelf: FileShelf, tmp_path: Path) -> None:
+    """The numbers of its files are free then, and may be another segment's."""
+    pieces = list(Splitter().feed(stream(3, random.Random(1))))
+    segment = shelf.begin(NAME)
+    segment.append(pieces[0], NOW)
+    segment.close("CAMERA_STOPPED")
+    other = shelf.begin(Name("rec-1", "0002-live"))
+    with pytest.raises(ValueError, match="has ended"):
+        segment.append(pieces[1], NOW)
+    with pytest.raises(ValueError, match="has ended"):
+        segment.sync()
+    other.close("CAMERA_STOPPED")
+    assert (tmp_path / "rec-1/0002-live.mp4").read_bytes() == b""
+    assert shelf.verify(NAME).finding is None
+
+
 def test_a_name_is_used_once(shelf: FileShelf) -> None:
     keep(shelf, stream(3, random.Random(1)))
     with pytest.raises(FileExistsError):
