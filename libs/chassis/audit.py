@@ -74,7 +74,8 @@ class Audit:
             while True:
                 try:
                     async with self._database.transaction() as tx:
-                        tx.audited += records
+                        for record in records:
+                            tx.audit(record)
                     break
                 except TRANSIENT:
                     await asyncio.sleep(0.5)

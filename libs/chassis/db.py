@@ -75,7 +75,7 @@ DELETE FROM outbox WHERE id IN
 
 
 # In a FROM clause: the statement's commit does not wait for the disk. A crash of PostgreSQL takes back the last half second
-# of such changes, so they must be ones that only repeat some work when lost.
+# of such changes: for marks whose loss only repeats some work, and for times that only tell of something.
 NOT_DURABLE: LiteralString = "(SELECT set_config('synchronous_commit', 'off', true)) AS not_durable"
 
 

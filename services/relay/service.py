@@ -189,28 +189,30 @@ class RelayService:
 
     async def _read(self, ingest: Ingest, chunks: AsyncIterator[bytes], session: Live | None) -> str:
         splitter = Splitter()
-        while (chunk := await self._next(ingest, chunks)) is not None:
-            pieces, wrong = _pieces(splitter, chunk)
-            if pieces:
-                self._show(session, await self._keep(ingest, pieces))
-            if wrong:
-                raise wrong
+        replaced = asyncio.create_task(ingest.replaced.wait())
+        try:
+            while (chunk := await self._next(chunks, replaced)) is not None:
+                pieces, wrong = _pieces(splitter, chunk)
+                if pieces:
+                    self._show(session, await self._keep(ingest, pieces))
+                if wrong:
+                    raise wrong
+        finally:
+            replaced.cancel()
         if ingest.replaced.is_set():
             raise Replaced
         splitter.finish()
         return "CAMERA_STOPPED"
 
-    async def _next(self, ingest: Ingest, chunks: AsyncIterator[bytes]) -> bytes | None:
+    async def _next(self, chunks: AsyncIterator[bytes], replaced: "asyncio.Task[bool]") -> bytes | None:
         """The next bytes; None at the end, or when a newer connection takes over. TimeoutError if none come."""
         reading = asyncio.ensure_future(anext(chunks, None))
-        replaced = asyncio.create_task(ingest.replaced.wait())
         try:
             done, _ = await asyncio.wait({reading, replaced}, timeout=IDLE_S, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 raise TimeoutError(f"no media for {IDLE_S:.0f} s")
-            return None if ingest.replaced.is_set() else reading.result()
+            return None if replaced.done() else reading.result()
         finally:
-            replaced.cancel()
             if not reading.done():
                 reading.cancel()
 

@@ -169,13 +169,13 @@ class StreamsService:
         The replica that holds the link of its camera acts at once. The others look a moment later whether it was done.
         """
         key = known.emergency_id
-        if (self._versions.get(key) or 0) < known.version:
+        is_news = (self._versions.get(key) or 0) < known.version
+        if is_news:
             await self._make_room()
             self._notice(known)
-            await self._take_waiting(key)
-            if self._news.get(key) is not None and self._holds_a_link(known.agency_id, self._cameras.get(key) or ()):
-                await self._keep_emergency(known)
-        await self._take_waiting(key)
+        await self._take_waiting(key)  # each keeps the news with it
+        if is_news and self._news.get(key) is not None and self._holds_a_link(known.agency_id, self._cameras.get(key) or ()):
+            await self._keep_emergency(known)
 
     async def _make_room(self) -> None:
         """Unavailable, so that the record comes again, rather than forget what has not been written."""

@@ -113,6 +113,17 @@ async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
         await runner.cleanup()
 
 
+@asynccontextmanager
+async def sending(relay: Relay, pieces: int, *data: bytes) -> AsyncIterator[Feed]:
+    """A camera that sends, once so many pieces are shown, and stops behind the body."""
+    feed = Feed(*data)
+    posting = asyncio.create_task(relay.post(aiter(feed)))
+    await shown(relay, pieces)
+    yield feed
+    feed.stop()
+    await posting
+
+
 async def shown(relay: Relay, pieces: int) -> None:
     async def holds() -> bool:
         live = relay.service._live.get(SESSION)
@@ -206,34 +217,26 @@ async def test_a_segment_is_sent_once(relay: Relay) -> None:
     ],
 )  # fmt: skip
 async def test_who_may_not_watch_sees_nothing(relay: Relay, first: str, code: int) -> None:
-    feed = Feed(stream(3, random.Random(1)))
-    sending = asyncio.create_task(relay.post(aiter(feed)))
-    await shown(relay, 4)
-    async with relay.viewer(first) as socket:
+    async with sending(relay, 4, stream(3, random.Random(1))), relay.viewer(first) as socket:
         message = await socket.receive(30)
         assert (message.type, socket.close_code) == (WSMsgType.CLOSE, code)
-    feed.stop()
-    await sending
 
 
 async def test_a_token_works_once(relay: Relay) -> None:
-    feed = Feed(stream(3, random.Random(1)))
-    sending = asyncio.create_task(relay.post(aiter(feed)))
-    await shown(relay, 4)
-    async with relay.viewer('{"token": "view-1"}') as socket:
-        await receive(socket, 4)
-    async with relay.viewer('{"token": "view-1"}') as socket:
-        await socket.receive(30)
-        assert socket.close_code == CLOSE_REVOKED
-    feed.stop()
-    await sending
+    async with sending(relay, 4, stream(3, random.Random(1))):
+        async with relay.viewer('{"token": "view-1"}') as socket:
+            await receive(socket, 4)
+        async with relay.viewer('{"token": "view-1"}') as socket:
+            await socket.receive(30)
+            assert socket.close_code == CLOSE_REVOKED
 
 
 async def test_a_revoked_viewer_is_cut_off_and_the_other_is_not(relay: Relay) -> None:
-    feed = Feed(init(), fragment(0, key=True))
-    sending = asyncio.create_task(relay.post(aiter(feed)))
-    await shown(relay, 2)
-    async with relay.viewer('{"token": "view-1"}') as one, relay.viewer('{"token": "view-2"}') as two:
+    async with (
+        sending(relay, 2, init(), fragment(0, key=True)) as feed,
+        relay.viewer('{"token": "view-1"}') as one,
+        relay.viewer('{"token": "view-2"}') as two,
+    ):
         got = await receive(one, 2)
         await receive(two, 2)
         assert relay.service.revoke("view-1", "EMERGENCY_CLEARED")
@@ -241,8 +244,6 @@ async def test_a_revoked_viewer_is_cut_off_and_the_other_is_not(relay: Relay) ->
         message = await one.receive(30)
         assert (message.type, one.close_code, message.extra) == (WSMsgType.CLOSE, CLOSE_REVOKED, "EMERGENCY_CLEARED")
         assert len(await receive(two, 1)) == 1
-    feed.stop()
-    await sending
     await told(relay, 2)
     served = next(each for each in relay.desk.told if each.grant.grant_id == "view-1")
     assert (served.cause, served.bytes) == ("EMERGENCY_CLEARED", sum(map(len, got)))
@@ -250,10 +251,7 @@ async def test_a_revoked_viewer_is_cut_off_and_the_other_is_not(relay: Relay) ->
 
 async def test_a_viewer_that_reads_nothing_is_cut_off_too(relay: Relay) -> None:
     """It acknowledges what it has not read, so that the relay writes until no buffer takes more."""
-    feed = Feed(init(), fragment(0, key=True))
-    sending = asyncio.create_task(relay.post(aiter(feed)))
-    await shown(relay, 2)
-    async with relay.viewer('{"token": "view-1"}') as socket:
+    async with sending(relay, 2, init(), fragment(0, key=True)) as feed, relay.viewer('{"token": "view-1"}') as socket:
         watch = await watched(relay, "view-1")
         assert socket._reader is not None
         socket._conn.transport.pause_reading()  # type: ignore[union-attr]
@@ -264,8 +262,6 @@ async def test_a_viewer_that_reads_nothing_is_cut_off_too(relay: Relay) -> None:
             watch.wake.set()
         assert relay.service.revoke("view-1", "LEASE_ENDED")
         await told(relay, 1)
-    feed.stop()
-    await sending
 
 
 async def watched(relay: Relay, grant_id: str) -> Any:
@@ -284,23 +280,15 @@ async def shown_all(relay: Relay, n: int) -> None:
 
 @pytest.mark.parametrize("nonsense", ['{"got": -1}', '{"got": 99999999}', "x", '{"got": "1"}'])
 async def test_a_viewer_that_acknowledges_nonsense_is_closed(relay: Relay, nonsense: str) -> None:
-    feed = Feed(stream(3, random.Random(1)))
-    sending = asyncio.create_task(relay.post(aiter(feed)))
-    await shown(relay, 4)
-    async with relay.viewer('{"token": "view-1"}') as socket:
+    async with sending(relay, 4, stream(3, random.Random(1))), relay.viewer('{"token": "view-1"}') as socket:
         await receive(socket, 4)
         await socket.send_str(nonsense)
         await socket.receive(30)
         assert socket.close_code == CLOSE_NONSENSE
-    feed.stop()
-    await sending
 
 
 async def test_a_viewer_that_does_not_acknowledge_gets_a_window_and_no_more(relay: Relay) -> None:
-    feed = Feed(init(), fragment(0, key=True))
-    sending = asyncio.create_task(relay.post(aiter(feed)))
-    await shown(relay, 2)
-    async with relay.viewer('{"token": "view-1"}') as socket:
+    async with sending(relay, 2, init(), fragment(0, key=True)) as feed, relay.viewer('{"token": "view-1"}') as socket:
         watch = await watched(relay, "view-1")
         for n in range(1, 40):
             feed.send(fragment(n, key=False, content=bytes(10_000)))
@@ -308,8 +296,6 @@ async def test_a_viewer_that_does_not_acknowledge_gets_a_window_and_no_more(rela
         await shown_all(relay, 39)
         assert watch.viewer.sent < WINDOW_BYTES + 11_000
         assert len(await receive(socket, 2, acknowledge=False)) == 2
-    feed.stop()
-    await sending
 
 
 async def _reached(watch: Any, sent: int) -> bool:

@@ -92,6 +92,10 @@ async def linked(tables: Tables) -> StreamsService:
     return service
 
 
+async def away(tx: Any, known: KnownEmergency) -> bool:
+    raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "locked")
+
+
 async def test_the_replica_with_the_link_decides_at_once_in_one_transaction() -> None:
     tables = Tables()
     service = await linked(tables)
@@ -164,9 +168,6 @@ async def test_a_start_has_caught_up_only_when_all_it_heard_is_written(monkeypat
     service = replica(tables)
     await service.take_emergency(CLEARED)
 
-    async def away(tx: Any, known: KnownEmergency) -> bool:
-        raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "locked")
-
     with monkeypatch.context() as locked:
         locked.setattr(tables, "keep_emergency", away)
         with pytest.raises(Unavailable):
@@ -179,9 +180,6 @@ async def test_a_record_comes_again_when_there_is_no_room_to_remember_it(monkeyp
     tables = Tables()
     service = replica(tables)
     service._news = Waiting(3)
-
-    async def away(tx: Any, known: KnownEmergency) -> bool:
-        raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "locked")
 
     monkeypatch.setattr(tables, "keep_emergency", away)
     for n in range(3):
