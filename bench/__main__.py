@@ -160,10 +160,12 @@ def keep(result: Result) -> Path:
     chart.x_labels = [name for name, _ in result.gaps][::-1]
     chart.add("ms", [round(value) for _, value in result.gaps][::-1])
     chart.render_to_file(str(RESULTS / "gaps.svg"))
-    # Logarithmic: an overrun at one rate would flatten all else.
+    # Logarithmic: an overrun at one rate would flatten all else. From 1 ms on, or the smallest bar has no height.
+    slowest = max(line.max for lines in (result.path, result.without_lanes, result.without_kafka) for line in lines)
     chart = pygal.Bar(
         title=f"Press → command, ms, logarithmic ({result.at[:10]})", logarithmic=True, print_values=True, width=1100, js=[],
-        formatter=lambda value: f"{value:.0f}", legend_at_bottom=True, legend_at_bottom_columns=4, truncate_legend=-1,
+        range=(1, 1.5 * slowest), zero=1, formatter=lambda value: f"{value:.0f}",
+        legend_at_bottom=True, legend_at_bottom_columns=4, truncate_legend=-1,
     )  # fmt: skip
     chart.x_labels = ["p50", "p99", "max"]
     for name, lines in (
