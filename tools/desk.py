@@ -10,6 +10,7 @@ from typing import Any, Self
 from chassis.rpc import connect, with_trace
 from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceStub
 from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from sightline.streams.v1.session_service_pb2_grpc import SessionServiceStub
 from sightline.streams.v1.stream_service_pb2_grpc import StreamServiceStub
 
 from tools.local.issuer import find_user
@@ -37,6 +38,7 @@ class Desk:
         self.registry = RegistryServiceStub(self._channels["registry"])
         self.emergency = EmergencyServiceStub(self._channels["emergency"])
         self.streams = StreamServiceStub(self._channels["streams"])
+        self.sessions = SessionServiceStub(self._channels["streams"])
 
     def metadata(self) -> Any:
         """The token, and the current trace."""

@@ -14,12 +14,16 @@ from sightline.activation.v1.activation_pb2 import ActivationResult, ActivationS
 from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.emergency.v1 import emergency_service_pb2 as pb
 from sightline.emergency.v1.emergency_pb2 import DISPOSITION_EXERCISE, EMERGENCY_STATE_OPEN, Emergency, SubjectState
+from sightline.streams.v1 import session_service_pb2 as sessions_pb
+from sightline.streams.v1.session_pb2 import Session, SessionState
 
 from tools.desk import Desk
 from tools.local.stack import Stack
 from tools.roster import AGENCY, Member, check_in, check_out, register
 from tools.simulator.camera import Camera
+from tools.simulator.footage import Footage
 from tools.simulator.gateway import PAUSE_S, Gateway
+from tools.simulator.viewer import Viewer
 
 T = TypeVar("T")
 # How long anything may take before a scenario calls it a failure; ten times what is usual, and more.
@@ -62,8 +66,10 @@ def name_of(state: ActivationState.ValueType) -> str:
 class World:
     """Use as an async context manager. Everything it starts ends with it; shifts and emergencies included."""
 
-    def __init__(self, stack: Stack, agency_id: str = AGENCY) -> None:
+    def __init__(self, stack: Stack, agency_id: str = AGENCY, *, video: bool = False) -> None:
+        """With `video` cameras that record have something to see, and stream it."""
         self.stack, self.agency_id = stack, agency_id
+        self.footage = Footage() if video else None
         self.admin, self.supervisor = Desk(stack, "platform-admin"), Desk(stack, f"supervisor@{agency_id}")
         self.cameras: dict[str, Camera] = {}
         self._on_shift: list[Member] = []
@@ -80,6 +86,8 @@ class World:
     async def __aenter__(self) -> Self:
         await self._resources.enter_async_context(self.admin)
         await self._resources.enter_async_context(self.supervisor)
+        if self.footage:
+            await self._resources.enter_async_context(self.footage)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -99,7 +107,7 @@ class World:
     def new_camera(self, camera_id: str) -> Camera:
         """A camera with a certificate of its own, powered off."""
         rpc = self.stack.ca.rpc(self.agency_id, "camera", camera_id)
-        camera = self.cameras[camera_id] = Camera(camera_id, rpc, self.stack.targets["streams"])
+        camera = self.cameras[camera_id] = Camera(camera_id, rpc, self.stack.targets["streams"], footage=self.footage)
         return camera
 
     async def begin_shift(self, member: Member, ago: timedelta | None = None) -> None:
@@ -157,6 +165,48 @@ class World:
             return emergency if emergency.subject.state != SubjectState.SUBJECT_STATE_UNPINNED else None
 
         return await until(answered, f"holder of {emergency_id}")
+
+    async def sessions(self, emergency_id: str) -> list[Session]:
+        """The stream sessions of an emergency's cameras, the newest first."""
+        request = sessions_pb.ListSessionsRequest(emergency_id=emergency_id)
+        answer = await self.supervisor.call(self.supervisor.sessions.ListSessions, request)
+        return list(answer.sessions)
+
+    async def session(self, emergency_id: str, *states: SessionState.ValueType) -> Session:
+        """The newest session of an emergency's cameras, once it is in one of these states."""
+
+        async def there() -> Session | None:
+            found = await self.sessions(emergency_id)
+            return found[0] if found and found[0].state in states else None
+
+        return await until(there, f"a session of {emergency_id} in {[SessionState.Name(state) for state in states]}")
+
+    async def grant(self, emergency_id: str, camera_id: str, desk: Desk | None = None) -> sessions_pb.WatchCameraResponse:
+        """A grant for the supervisor, or somebody else, to watch a camera, as soon as there is something to watch."""
+        who, request = desk or self.supervisor, sessions_pb.WatchCameraRequest(emergency_id=emergency_id, camera_id=camera_id)
+
+        refused: list[str] = []
+
+        async def given() -> sessions_pb.WatchCameraResponse | None:
+            try:
+                answer: sessions_pb.WatchCameraResponse = await who.call(who.sessions.WatchCamera, request)
+            except grpc.aio.AioRpcError as error:
+                # The press is known to its service a moment before the session is.
+                if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND):
+                    refused[:] = [str(error.details())]
+                    return None
+                raise
+            return answer
+
+        try:
+            return await until(given, f"a grant to watch {camera_id}")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; refused: {refused}") from error
+
+    async def watch(self, emergency_id: str, camera_id: str, desk: Desk | None = None) -> Viewer:
+        """A viewer of a camera, to be entered."""
+        given = await self.grant(emergency_id, camera_id, desk)
+        return Viewer(given.view_url, given.token, given.grant.grant_id)
 
     async def outcome(self, emergency_id: str, *, epoch: int = 1, without: tuple[str, ...] = ("REQUESTED",)) -> dict[str, ActivationResult]:
         """Results by camera, once there are some and none is in a state of `without`."""

@@ -5,6 +5,7 @@ Machines are known by mTLS; a person's token travels as `authorization: Bearer â
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
@@ -343,6 +344,17 @@ def connect(target: str, settings: RpcSettings, *, spread: bool = True) -> grpc.
     config = json.dumps({"loadBalancingConfig": [balance]})
     options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", "sightline"), ("grpc.service_config", config)]
     return grpc.aio.secure_channel(target, credentials, options=options)
+
+
+async def addresses(target: str) -> list[str]:
+    """Targets of the single replicas that a target names, as they are now: for links that are kept with every one of them."""
+    scheme, _, rest = target.partition(":")
+    if scheme in ("ipv4", "ipv6"):
+        return [f"{scheme}:{address}" for address in rest.split(",")]
+    host, _, port = target.removeprefix("dns:///").rpartition(":")
+    found = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    ends = sorted({(family, address[0]) for family, _, _, _, address in found})
+    return [f"ipv4:{ip}:{port}" if family == socket.AF_INET else f"ipv6:[{ip}]:{port}" for family, ip in ends]
 
 
 def with_trace(*more: tuple[str, str]) -> tuple[tuple[str, str], ...]:

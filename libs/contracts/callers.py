@@ -19,6 +19,8 @@ def _people(*roles: str, also: tuple[str, ...] = ()) -> Allowed:
 _REGISTRY = "/sightline.registry.v1.RegistryService/"
 _EMERGENCY = "/sightline.emergency.v1.EmergencyService/"
 _STREAMS = "/sightline.streams.v1.StreamService/"
+_SESSIONS = "/sightline.streams.v1.SessionService/"
+_RELAY = "/sightline.streams.v1.RelayLinkService/"
 
 ALLOWED: Mapping[str, Allowed] = {
     _REGISTRY + "CreateAgency": _people("platform-admin"),
@@ -41,6 +43,16 @@ ALLOWED: Mapping[str, Allowed] = {
     _EMERGENCY + "ScanOpenEmergencies": _machines("service"),
     _EMERGENCY + "WatchEmergencies": _people("supervisor", "analyst"),
     "/sightline.streams.v1.CameraLinkService/Connect": _machines("camera"),
+    _RELAY + "Report": _machines("service"),
+    _RELAY + "Admit": _machines("service"),
+    _RELAY + "Redeem": _machines("service"),
+    _RELAY + "Renew": _machines("service"),
+    _RELAY + "EndGrants": _machines("service"),
+    _RELAY + "WatchRevocations": _machines("service"),
+    _SESSIONS + "ListSessions": _people("supervisor", "analyst", "auditor"),
+    _SESSIONS + "WatchCamera": _people("supervisor", "analyst"),
+    _SESSIONS + "ExtendGrant": _people("supervisor", "analyst"),
+    _SESSIONS + "RevokeGrant": _people("supervisor"),
     _STREAMS + "GetActivation": _people("supervisor", "analyst", "auditor"),
     _STREAMS + "ListCameras": _people("supervisor", "analyst"),
 }

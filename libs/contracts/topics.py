@@ -7,7 +7,9 @@ from sightline.activation.v1.activation_pb2 import ActivationDecision, Activatio
 from sightline.audit.v1.record_pb2 import AuditRecord
 from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.emergency.v1.emergency_pb2 import EmergencyEvent
+from sightline.media.v1.chain_pb2 import ChainHead
 from sightline.registry.v1.duty_pb2 import DutyRecord
+from sightline.streams.v1.session_pb2 import GrantEvent, SessionEvent
 
 # The join needs both of its topics cut the same way; the number can never change without moving the topic.
 RADIO_PARTITIONS = 12
@@ -32,12 +34,27 @@ ACTIVATION_REJECTION = Topic(
     "sightline.activation.rejection.v1", DecisionRejection, "emergency id", "streams", ("operators",),
     RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
+STREAM_SESSION = Topic(
+    "sightline.stream.session.v1", SessionEvent, "session id", "streams", ("agencies",),
+    RADIO_PARTITIONS, timedelta(days=7),
+)  # fmt: skip
+STREAM_GRANT = Topic(
+    "sightline.stream.grant.v1", GrantEvent, "session id", "streams", ("agencies",),
+    RADIO_PARTITIONS, timedelta(days=7),
+)  # fmt: skip
+MEDIA_CHAIN = Topic(
+    "sightline.media.chain.v1", ChainHead, "recording id", "relay", ("agencies",),
+    RADIO_PARTITIONS, timedelta(days=35),
+)  # fmt: skip
 AUDIT_RECORD = Topic(
     "sightline.audit.record.v1", AuditRecord, "producer", "every service", ("audit",),
     6, timedelta(days=7),
 )  # fmt: skip
 
-TOPICS = (REGISTRY_DUTY, EMERGENCY_EVENT, ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, AUDIT_RECORD)
+TOPICS = (
+    REGISTRY_DUTY, EMERGENCY_EVENT, ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, STREAM_SESSION, STREAM_GRANT, MEDIA_CHAIN,
+    AUDIT_RECORD,
+)  # fmt: skip
 
 
 def radio_key(radio: RadioIdentity) -> bytes:

@@ -11,8 +11,9 @@ from typing import Protocol, TypeVar
 
 from chassis import telemetry
 from chassis.clock import Clock
-from chassis.errors import AlreadyExists, InvalidRequest, NotFound, Unavailable
+from chassis.errors import AlreadyExists, InvalidRequest, Unavailable
 from chassis.identity import Machine
+from chassis.recent import Recent
 from media.chain import End, Entry, Name
 from media.files import Segment, Shelf, StorageFull
 from media.fmp4 import BadMedia, Fragment, Init, Splitter
@@ -26,6 +27,8 @@ IDLE_S = 10.0
 # What a second holds at the most of pieces that a power cut may take.
 SYNC_EVERY_S = 1.0
 _DISK_THREADS = 8
+# A pause of media that is worth telling at once when it ends; and for how long a silent session is still told of.
+_SILENCE_S, _TELL_S = 1.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,23 @@ class Grant:
 
 @dataclass(frozen=True)
 class Served:
-    """What a grant came to: bytes of messages, when the last one left (None: none did), and why it ended."""
+    """What a grant came to: bytes of messages, when the last one left (None: none did), when and why it ended."""
 
     grant: Grant
     bytes: int
     skipped: int
     last_byte_at: datetime | None
+    ended_at: datetime
     cause: str
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a session does here: seconds since its last media, and whether its camera has ended the stream in order."""
+
+    session_id: str
+    media_age_s: float
+    stopped: bool
 
 
 class Authority(Protocol):
@@ -67,6 +80,10 @@ class Authority(Protocol):
 
     def served(self, served: Served) -> None:
         """A grant has ended here. Never blocks."""
+        ...
+
+    def news(self) -> None:
+        """A session has begun, resumed or stopped: tell it soon. Never blocks."""
         ...
 
 
@@ -118,6 +135,8 @@ class Live:
     group: Group = field(default_factory=Group)
     watches: set[Watch] = field(default_factory=set)
     ingest: Ingest | None = None
+    last_media: float | None = None  # of the monotonic clock
+    stopped: bool = False
 
 
 class RelayService:
@@ -130,6 +149,8 @@ class RelayService:
         self._live: dict[str, Live] = {}
         self._ingests: set[Ingest] = set()
         self._watches: dict[str, Watch] = {}
+        # A grant may end while its viewer is still on the way in.
+        self._revoked: Recent[str, str] = Recent()
 
     async def recover(self) -> list[tuple[Name, End]]:
         """After a start: give an end to what a dead process left without one."""
@@ -207,6 +228,7 @@ class RelayService:
     async def _next(self, chunks: AsyncIterator[bytes], replaced: "asyncio.Task[bool]") -> bytes | None:
         """The next bytes; None at the end, or when a newer connection takes over. TimeoutError if none come."""
         reading = asyncio.ensure_future(anext(chunks, None))
+        reading.add_done_callback(lambda done: done.cancelled() or done.exception())  # looked at, also if we are gone by then
         try:
             done, _ = await asyncio.wait({reading, replaced}, timeout=IDLE_S, return_when=asyncio.FIRST_COMPLETED)
             if not done:
@@ -237,6 +259,10 @@ class RelayService:
                 watch.viewer.offer(frame, now)
         for watch in session.watches:
             watch.wake.set()
+        is_news = session.last_media is None or now - session.last_media > _SILENCE_S
+        session.last_media, session.stopped = now, False
+        if is_news:
+            self._authority.news()
 
     async def _end(self, ingest: Ingest, cause: str, session: Live | None) -> End:
         try:
@@ -249,6 +275,8 @@ class RelayService:
             ingest.closed.set()
             if session is not None and session.ingest is ingest:
                 session.ingest = None
+                session.stopped = cause == "CAMERA_STOPPED"
+                self._authority.news()
 
     async def sync(self) -> None:
         """Make what was kept survive a power cut, and then publish its chain values. Call it every second."""
@@ -264,6 +292,27 @@ class RelayService:
             ingest.synced = entry.n
             self._announcer.announce_head(ingest.name, entry)
 
+    def heard(self) -> list[Heard]:
+        """What the sessions do that had media lately, or stopped. Forgets those that have neither media nor viewers."""
+        now = time.monotonic()
+        found = []
+        for session_id, session in list(self._live.items()):
+            age = now - session.last_media if session.last_media is not None else None
+            if age is not None and (session.stopped or age < _TELL_S):
+                found.append(Heard(session_id, age, session.stopped))
+            elif not session.watches and session.ingest is None:
+                del self._live[session_id]
+        return found
+
+    def told(self, heard: Sequence[Heard]) -> None:
+        """Sessions that stopped are known to have: forget them, and whoever still watches is over."""
+        for each in heard:
+            session = self._live.get(each.session_id)
+            if each.stopped and session is not None and session.stopped:
+                for watch in session.watches:
+                    watch.end("SESSION_ENDED")
+                del self._live[each.session_id]
+
     # --- out -----------------------------------------------------------------------------------------------------
 
     async def admit(self, camera: Machine, session_id: str, token: str) -> Admission:
@@ -272,14 +321,13 @@ class RelayService:
 
     @asynccontextmanager
     async def watching(self, token: str) -> AsyncIterator[Watch]:
-        """Watch what a token is for, from the last keyframe on; what was served is told at the end. NotFound if it is not shown here."""
+        """Watch what a token is for, from the last keyframe on, or from the camera's first; what was served is told at the end."""
         grant = await self._authority.redeem(token)
         watch = Watch(grant)
-        session = self._live.get(grant.session_id)
-        if session is None:
-            self._tell(watch, "NOT_HERE")
-            raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "the session is not shown here (any more)")
+        session = self._live.setdefault(grant.session_id, Live())
         now = time.monotonic()
+        if cause := self._revoked.get(grant.grant_id):
+            watch.end(cause)
         for frame in session.group.frames():
             watch.viewer.offer(frame, now)
         watch.wake.set()
@@ -293,7 +341,8 @@ class RelayService:
             self._tell(watch, watch.ended or "VIEWER_LEFT")
 
     def _tell(self, watch: Watch, cause: str) -> None:
-        self._authority.served(Served(watch.grant, watch.viewer.sent, watch.viewer.skipped, watch.last_byte_at, cause))
+        now = self._clock.now()
+        self._authority.served(Served(watch.grant, watch.viewer.sent, watch.viewer.skipped, watch.last_byte_at, now, cause))
 
     def next_message(self, watch: Watch) -> Frame | None:
         """What a viewer is sent now; None while there is nothing, or its window is full. Nothing after its end."""
@@ -304,8 +353,14 @@ class RelayService:
             watch.last_byte_at = self._clock.now()
         return frame
 
+    @property
+    def grants(self) -> list[str]:
+        """Ids of all grants that are served now."""
+        return list(self._watches)
+
     def revoke(self, grant_id: str, cause: str) -> bool:
-        """End a grant: no byte more from this moment. False if nobody watches with it here."""
+        """End a grant: no byte more from this moment. False if nobody watches with it here (yet)."""
+        self._revoked.put(grant_id, cause)
         watch = self._watches.get(grant_id)
         if watch is not None:
             watch.end(cause)

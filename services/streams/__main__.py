@@ -1,5 +1,6 @@
 """Wires the streams service together."""
 
+import asyncio
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,8 +13,18 @@ from chassis.reader import Reader
 from chassis.rpc import Server, connect
 from chassis.run import App, first_of, run, wait_for
 from contracts.callers import ALLOWED
-from contracts.topics import ACTIVATION_DECISION, ACTIVATION_REJECTION, ACTIVATION_RESULT, AUDIT_RECORD, EMERGENCY_EVENT
+from contracts.topics import (
+    ACTIVATION_DECISION,
+    ACTIVATION_REJECTION,
+    ACTIVATION_RESULT,
+    AUDIT_RECORD,
+    EMERGENCY_EVENT,
+    STREAM_GRANT,
+    STREAM_SESSION,
+)
 from sightline.streams.v1.camera_link_service_pb2_grpc import add_CameraLinkServiceServicer_to_server
+from sightline.streams.v1.relay_link_service_pb2_grpc import add_RelayLinkServiceServicer_to_server
+from sightline.streams.v1.session_service_pb2_grpc import add_SessionServiceServicer_to_server
 from sightline.streams.v1.stream_service_pb2_grpc import add_StreamServiceServicer_to_server
 from uuid_utils import uuid7
 
@@ -21,10 +32,15 @@ from services.streams.api import CameraLinkApi, StreamApi
 from services.streams.events import DECISIONS_SINCE, EMERGENCIES_SINCE, ActivationAnnouncer, DecisionReader, EmergencyReader
 from services.streams.peers import Peers
 from services.streams.service import StreamsService
+from services.streams.sessions.api import RelayLinkApi, SessionApi
+from services.streams.sessions.events import SessionAnnouncer
+from services.streams.sessions.service import SessionsService
+from services.streams.sessions.store import Store as SessionStore
 from services.streams.settings import StreamsSettings
 from services.streams.store import Store
 
 _SWEEP_S, _SWEEP_ALL_S, _RECONCILE_S, _LOOK_AGAIN_S, _ALIVE_S = 0.25, 5.0, 0.4, 0.1, 1.0
+_SESSIONS_S = 0.01  # besides its own wait
 # Every camera keeps one call open; a replica that has this many refuses more, and they try another.
 _LINKS_AT_MOST = 20_000
 
@@ -33,7 +49,7 @@ async def main(app: App[StreamsSettings]) -> None:
     """Build the parts, inside out, and start them."""
     settings, clock = app.settings, SystemClock()
     await app.serve_health(settings.rpc.health_listen)
-    topics = (ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, EMERGENCY_EVENT, AUDIT_RECORD)
+    topics = (ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, EMERGENCY_EVENT, STREAM_SESSION, STREAM_GRANT, AUDIT_RECORD)
     publisher = Publisher(settings.kafka)
     app.resources.push_async_callback(publisher.close)
     database = Database(settings.database, "streams", publisher)
@@ -43,13 +59,17 @@ async def main(app: App[StreamsSettings]) -> None:
     audit = Audit("streams", AUDIT_RECORD, database, publisher, clock)
     peers = Peers(connect(settings.emergency_target, settings.rpc), connect(settings.registry_target, settings.rpc))
     # A new process has none of an old one's links, so it is another replica, whatever its name.
-    service = StreamsService(database, Store(), peers, ActivationAnnouncer(), audit, clock, f"{settings.replica}/{uuid7()}")
+    store, nudge = Store(), asyncio.Event()
+    service = StreamsService(database, store, peers, ActivationAnnouncer(), audit, clock, f"{settings.replica}/{uuid7()}", nudge)
+    sessions = SessionsService(database, SessionStore(), store, service.wake, SessionAnnouncer(), audit, clock, nudge)
     server = Server(
         settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit,
         calls_at_most=_LINKS_AT_MOST, connection_age_s=settings.link_age_s,
     )  # fmt: skip
     add_CameraLinkServiceServicer_to_server(CameraLinkApi(service), server.grpc)
     add_StreamServiceServicer_to_server(StreamApi(service), server.grpc)
+    add_RelayLinkServiceServicer_to_server(RelayLinkApi(sessions), server.grpc)
+    add_SessionServiceServicer_to_server(SessionApi(sessions), server.grpc)
     decisions = Reader("streams-decisions", DecisionReader.topics, DecisionReader(service), settings.kafka, publisher)
     events = Reader("streams-emergencies", EmergencyReader.topics, EmergencyReader(service), settings.kafka, publisher)
 
@@ -68,6 +88,7 @@ async def main(app: App[StreamsSettings]) -> None:
     app.repeat("link sweep", _SWEEP_S, service.sweep_links)
     app.repeat("sweep of all links", _SWEEP_ALL_S, service.sweep_all_links)
     app.repeat("overdue sweep", _SWEEP_S, service.sweep_overdue)
+    app.repeat("sessions", _SESSIONS_S, sessions.sweep)
     # No camera gets orders from us before we know which emergencies have been cleared meanwhile: from Kafka or from their owner.
     await first_of(events.caught_up, service.reconciled)
     await wait_for("what has been heard to be written", service.catch_up)

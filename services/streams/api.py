@@ -89,7 +89,7 @@ class StreamApi(StreamServiceServicer):
 
 
 def _orders(orders: Orders) -> link_pb.CameraOrders:
-    message = link_pb.CameraOrders(version=orders.version)
+    message = link_pb.CameraOrders(version=orders.version, watched=orders.watched)
     message.position_interval.FromTimedelta(orders.position_interval)
     for order in orders.record_for:
         with telemetry.span("streams order", parent=order.traceparent or None):
@@ -97,6 +97,8 @@ def _orders(orders: Orders) -> link_pb.CameraOrders:
                 emergency_id=order.emergency_id, epoch=order.epoch, traceparent=telemetry.traceparent(), exercise=order.exercise
             )
         named.time_left.FromTimedelta(order.time_left)
+    for session in orders.publish:
+        message.publish.add(session_id=session.session_id, url=session.url, token=session.token, traceparent=session.traceparent)
     return message
 
 

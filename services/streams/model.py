@@ -170,11 +170,23 @@ class Order:
 
 
 @dataclass(frozen=True)
+class Publish:
+    """A session that a camera shall stream, and where to."""
+
+    session_id: str
+    url: str
+    token: str
+    traceparent: str
+
+
+@dataclass(frozen=True)
 class Orders:
-    """All that a camera shall do."""
+    """All that a camera shall do, and whether somebody watches."""
 
     version: int
     record_for: tuple[Order, ...]
+    publish: tuple[Publish, ...] = ()
+    watched: bool = False
 
     @property
     def position_interval(self) -> timedelta:

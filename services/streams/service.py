@@ -141,8 +141,10 @@ class StreamsService:
     """Decisions, orders, reports."""
 
     def __init__(
-        self, database: Database, store: Streams, peers: Peers, announcer: Announcer, audit: Audit, clock: Clock, replica: str
-    ) -> None:
+        self, database: Database, store: Streams, peers: Peers, announcer: Announcer, audit: Audit, clock: Clock, replica: str,
+        nudge: asyncio.Event | None = None,
+    ) -> None:  # fmt: skip
+        """`nudge` is set when cameras may have to stream, or people to stop watching."""
         self._database, self._store, self._peers, self._announcer = database, store, peers, announcer
         self._audit, self._clock, self._replica = audit, clock, replica
         self._links: dict[tuple[str, str], LocalLink] = {}
@@ -153,6 +155,7 @@ class StreamsService:
         self._versions: Recent[str, int] = Recent()
         self._answers: Recent[tuple[str, int], bytes] = Recent()
         self._undecided: set[tuple[str, int]] = set()
+        self._nudge = nudge or asyncio.Event()
         self.reconciled = asyncio.Event()
 
     # --- what comes from Kafka -----------------------------------------------------------------------------------
@@ -226,7 +229,9 @@ class StreamsService:
         waits = self._news.get(key)
         if waits is not None and waits.version <= known.version:
             self._news.remove(key)
-        self._wake(known.agency_id, cameras)
+        self.wake(known.agency_id, cameras)
+        if not known.is_open:
+            self._nudge.set()
 
     async def take_decision(self, decision: Decision) -> None:
         """The first decision of an (emergency, epoch) is executed; others are recorded.
@@ -264,7 +269,8 @@ class StreamsService:
         if executed:
             self._answers.put((decision.emergency_id, decision.epoch), decision.answer)
         self._decisions.remove(_name(decision))
-        self._wake(decision.agency_id, decision.camera_ids)
+        self.wake(decision.agency_id, decision.camera_ids)
+        self._nudge.set()
 
     async def _decide(self, decision: Decision, *, wait: bool) -> str | None:
         """Execute or reject; why it was rejected, empty if it stands, None if it has to wait for its emergency."""
@@ -516,7 +522,8 @@ class StreamsService:
     def _holds_a_link(self, agency_id: str, camera_ids: Sequence[str]) -> bool:
         return any((agency_id, camera_id) in self._links for camera_id in camera_ids)
 
-    def _wake(self, agency_id: str, camera_ids: Sequence[str]) -> None:
+    def wake(self, agency_id: str, camera_ids: Sequence[str]) -> None:
+        """The orders of these cameras have changed: those with a link here get them."""
         for camera_id in camera_ids:
             if link := self._links.get((agency_id, camera_id)):
                 link.wake.set()

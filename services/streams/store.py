@@ -18,6 +18,7 @@ from services.streams.model import (
     OpenEmergency,
     Order,
     Orders,
+    Publish,
     Report,
     State,
 )
@@ -29,6 +30,16 @@ _LINKED: LiteralString = (
 _ACTIVATION: LiteralString = (
     "a.emergency_id::text, a.epoch, a.camera_id, a.version, a.agency_id, a.officer_id, a.state, a.requested_at, a.expires_at,"
     " a.refusal_reason, a.no_camera_reason, a.ordered_at, a.answered_at, a.device_time, a.traceparent"
+)
+# What a camera `c` shall stream, and whether somebody watches; `sessions` writes these tables.
+_PUBLISH: LiteralString = (
+    "coalesce((SELECT json_agg(json_build_object('session_id', s.session_id, 'url', r.ingest_url, 'token', s.token,"
+    " 'traceparent', s.traceparent)) FROM session s JOIN relay r ON r.relay_id = s.relay_id"
+    " WHERE s.agency_id = c.agency_id AND s.camera_id = c.camera_id AND s.state <> 'ENDED'), '[]')"
+)
+_WATCHED: LiteralString = (
+    "EXISTS (SELECT 1 FROM session s JOIN viewer_grant g ON g.session_id = s.session_id AND g.redeemed_at IS NOT NULL"
+    " AND g.ended_at IS NULL WHERE s.agency_id = c.agency_id AND s.camera_id = c.camera_id AND s.state <> 'ENDED')"
 )
 _UNFINISHED: LiteralString = "a.state IN ('REQUESTED', 'UNREACHABLE', 'TIMED_OUT', 'WITHDRAWN')"
 
@@ -210,7 +221,8 @@ class Store:
             "WITH told AS (UPDATE activation a SET ordered_at = %(now)s"
             f" FROM {NOT_DURABLE}, known_emergency k WHERE a.camera_id = %(camera)s AND a.agency_id = %(agency)s AND a.ordered_at IS NULL"
             " AND a.expires_at > %(now)s AND k.emergency_id = a.emergency_id AND k.epoch = a.epoch AND k.is_open)"
-            " SELECT c.orders_version, a.emergency_id::text, a.epoch, a.expires_at, a.traceparent, k.exercise FROM camera c"
+            " SELECT c.orders_version, a.emergency_id::text, a.epoch, a.expires_at, a.traceparent, k.exercise,"
+            f" {_PUBLISH} AS publish, {_WATCHED} AS watched FROM camera c"
             " LEFT JOIN (activation a JOIN known_emergency k ON k.emergency_id = a.emergency_id AND k.epoch = a.epoch AND k.is_open)"
             " ON a.camera_id = c.camera_id AND a.agency_id = c.agency_id AND a.expires_at > %(now)s"
             " WHERE c.camera_id = %(camera)s AND c.agency_id = %(agency)s ORDER BY a.requested_at",
@@ -219,7 +231,10 @@ class Store:
         orders = [
             Order(r["emergency_id"], r["epoch"], r["expires_at"] - now, r["traceparent"], r["exercise"]) for r in rows if r["emergency_id"]
         ]
-        return Orders(rows[0]["orders_version"] if rows else 0, tuple(orders))
+        if not rows:
+            return Orders(0, ())
+        publish = tuple(Publish(**each) for each in rows[0]["publish"])
+        return Orders(rows[0]["orders_version"], tuple(orders), publish, rows[0]["watched"])
 
     async def link(self, tx: Transaction, camera_id: str, agency_id: str, link_id: str, replica_id: str, now: datetime) -> None:
         """Make this the camera's link, ending any other."""

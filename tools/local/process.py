@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,16 +117,23 @@ def reap() -> None:
             _children.pop(pid, None)
 
 
+# Below those that kernels give to connections: one of these might be taken before the process that it is for listens.
+_PORTS = range(10_000, 32_000)
+
+
 def free_ports(count: int) -> list[int]:
     """Ports on loopback that nobody uses now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    found: list[int] = []
+    with ExitStack() as sockets:
+        for port in random.sample(_PORTS, len(_PORTS)):
+            try:
+                sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found.append(port)
+            if len(found) == count:
+                return found
+    raise StartError(f"{count} free ports on loopback are not to be had")
 
 
 def wait_for(what: str, attempt: Callable[[], object], within_s: float = 90.0, watched: Sequence[Process] = ()) -> None:

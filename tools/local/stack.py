@@ -67,6 +67,7 @@ class Stack:
     targets: dict[str, str] = field(default_factory=dict)
     listens: dict[str, str] = field(default_factory=dict)
     health: dict[str, str] = field(default_factory=dict)
+    relays: dict[str, tuple[str, str]] = field(default_factory=dict)  # where they listen for cameras, and for viewers
     processes: list[Process] = field(default_factory=list)
 
     @property
@@ -221,15 +222,17 @@ def _start_services(
 ) -> None:
     """Give every process its addresses and settings, as a file and, unless containers run them, start it."""
     names = {name: [f"{name}-{replica}" for replica in replicas] for name in WITH_TABLES}
-    served, joiners = [each for several in names.values() for each in several], [f"joiner-{lane}" for lane in lanes]
-    ports = iter(free_ports(2 * len(served) + len(joiners)))
+    served = [each for several in names.values() for each in several]
+    joiners, relays = [f"joiner-{lane}" for lane in lanes], [f"relay-{replica}" for replica in replicas]
+    ports = iter(free_ports(2 * len(served) + len(joiners) + 3 * len(relays)))
     stack.listens = {each: f"127.0.0.1:{next(ports)}" for each in served}
-    stack.health = {each: f"127.0.0.1:{next(ports)}" for each in (*served, *joiners)}
+    stack.health = {each: f"127.0.0.1:{next(ports)}" for each in (*served, *joiners, *relays)}
+    stack.relays = {each: (f"127.0.0.1:{next(ports)}", f"127.0.0.1:{next(ports)}") for each in relays}
     stack.targets = {name: "ipv4:" + ",".join(stack.listens[each] for each in several) for name, several in names.items()}
     (stack.data / "env").mkdir(exist_ok=True)
     for each in stack.health:
         service = each.rpartition("-")[0]
-        settings = joiner_environment(stack, each) if service == "joiner" else service_environment(stack, each)
+        settings = _ENVIRONMENTS.get(service, service_environment)(stack, each)
         settings |= dict(extra.get(service, {}))
         (stack.data / "env" / f"{each}.env").write_text("".join(f"{variable}={value}\n" for variable, value in settings.items()))
         if start_them:
@@ -295,28 +298,52 @@ def _common(stack: Stack) -> dict[str, str]:
     }
 
 
+def relay_environment(stack: Stack, name: str) -> dict[str, str]:
+    """The settings that a relay of this stack runs with; viewers come without TLS, because no browser knows the laptop's CA."""
+    cameras, viewers = stack.relays[name]
+    return _common(stack) | _rpc(stack, "relay") | {
+        "SIGHTLINE_REPLICA": name.rpartition("-")[2],
+        "SIGHTLINE_RPC_HEALTH_LISTEN": stack.health[name],
+        "SIGHTLINE_STREAMS_TARGET": stack.targets["streams"],
+        "SIGHTLINE_DATA_DIR": str(stack.data / name),
+        "SIGHTLINE_INGEST_LISTEN": cameras,
+        # The name that the laptop's certificates have.
+        "SIGHTLINE_INGEST_URL": f"https://localhost:{cameras.rpartition(':')[2]}",
+        "SIGHTLINE_VIEW_LISTEN": viewers,
+        "SIGHTLINE_VIEW_URL": f"ws://{viewers}",
+    }  # fmt: skip
+
+
 def service_environment(stack: Stack, replica: str) -> dict[str, str]:
     """The settings that a replica of a service of this stack runs with."""
     name = replica.rpartition("-")[0]
-    certificate, key = stack.ca.issue("platform", "service", name)
     database: dict[str, Any] = conninfo_to_dict(stack.database) | {"user": name}
     database.pop("password", None)
     peers = {
         "emergency": {"SIGHTLINE_REGISTRY_TARGET": "registry"},
         "streams": {"SIGHTLINE_EMERGENCY_TARGET": "emergency", "SIGHTLINE_REGISTRY_TARGET": "registry"},
     }
-    return _common(stack) | {
+    return _common(stack) | _rpc(stack, name) | {
         "SIGHTLINE_DATABASE_URL": make_conninfo(**database),
         "SIGHTLINE_DATABASE_PASSWORD_FILE": str(stack.data / "secrets" / name),
         "SIGHTLINE_REPLICA": replica.rpartition("-")[2],
         "SIGHTLINE_RPC_LISTEN": stack.listens[replica],
         "SIGHTLINE_RPC_HEALTH_LISTEN": stack.health[replica],
+        "SIGHTLINE_OIDC_ISSUER": stack.issuer,
+        **{variable: stack.targets[target] for variable, target in peers.get(name, {}).items()},
+    }  # fmt: skip
+
+
+def _rpc(stack: Stack, name: str) -> dict[str, str]:
+    certificate, key = stack.ca.issue("platform", "service", name)
+    return {
         "SIGHTLINE_RPC_CERT_FILE": str(certificate),
         "SIGHTLINE_RPC_KEY_FILE": str(key),
         "SIGHTLINE_RPC_CA_FILE": str(stack.ca.certificate),
-        "SIGHTLINE_OIDC_ISSUER": stack.issuer,
-        **{variable: stack.targets[target] for variable, target in peers.get(name, {}).items()},
     }
+
+
+_ENVIRONMENTS = {"joiner": joiner_environment, "relay": relay_environment}
 
 
 def _started(stack: Stack, process: Process) -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import itertools
+import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import aiohttp
 import grpc
 from chassis import telemetry
 from chassis.rpc import connect
@@ -16,8 +18,12 @@ from sightline.activation.v1.activation_pb2 import ActivationState, RefusalReaso
 from sightline.streams.v1 import camera_link_service_pb2 as pb
 from sightline.streams.v1.camera_link_service_pb2_grpc import CameraLinkServiceStub
 
+from tools.simulator.footage import Footage
+
 _REMEMBER = timedelta(minutes=30)
-_RECONNECT_S = 0.1
+_RECONNECT_S, _RESUME_S = 0.1, 0.2
+# Answers of a relay after which the same session may be tried again, as its next segment.
+_AGAIN = frozenset({408, 409, 500, 503})
 _boots = itertools.count(int(time.time()))
 Name = tuple[str, int]
 
@@ -57,10 +63,15 @@ class Camera:
     starts: list[tuple[Name, datetime]] = field(default_factory=list)
     orders: pb.CameraOrders | None = None
     on_act: Callable[["Camera", pb.HandledOrder], None] = lambda camera, handled: None
+    footage: Footage | None = None  # what it sees; without, it records and streams nothing
+    sent: dict[str, int] = field(default_factory=dict)  # segments begun, by session
     _handled: dict[Name, pb.HandledOrder] = field(default_factory=dict)
     _dirty: asyncio.Event = field(default_factory=asyncio.Event)
     _pending: dict[Name, asyncio.Task[None]] = field(default_factory=dict)
     _running: asyncio.Task[None] | None = None
+    _streams: dict[str, tuple[pb.PublishOrder, asyncio.Task[None]]] = field(default_factory=dict)
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _cut: bool = False
     _boot: int = 0
     _sequence: int = 0
 
@@ -71,13 +82,28 @@ class Camera:
 
     async def power_off(self) -> None:
         """Lose the link without a word."""
-        for task in (self._running, *self._pending.values()):
+        for task in (self._running, *self._pending.values(), *(task for _, task in self._streams.values())):
             if task:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
         self._running = None
         self._pending.clear()
+        self._streams.clear()
+
+    def stop_recording(self) -> None:
+        """The wearer ends the recording; what streams ends in order."""
+        self.recording = False
+        self._stopping.set()
+        self.changed()
+
+    async def cut_media(self, until: asyncio.Event) -> None:
+        """Lose the way to the relay, but not the link, until something happens; then the sessions resume."""
+        orders, self._cut = self.orders, True
+        self._follow(pb.CameraOrders())
+        await until.wait()
+        self._cut = False
+        self._follow(self.orders or orders or pb.CameraOrders())
 
     def changed(self) -> None:
         """Something about the camera changed: report."""
@@ -129,6 +155,56 @@ class Camera:
             if name not in self._handled and name not in self._pending:
                 until = time.monotonic() + order.time_left.ToTimedelta().total_seconds()
                 self._pending[name] = asyncio.create_task(self._record(order, until))
+        if not self._cut:
+            self._follow(orders)
+
+    def _follow(self, orders: pb.CameraOrders) -> None:
+        """Stream the sessions that are ordered, where they are ordered to. Begin only while we record; what ends with the recording ends
+        by itself, in order.
+        """
+        wanted = {each.session_id: each for each in orders.publish}
+        for session_id, (order, task) in list(self._streams.items()):
+            if wanted.get(session_id) != order:
+                task.cancel()
+                del self._streams[session_id]
+        for session_id, order in wanted.items():
+            if session_id not in self._streams and self.footage and self.recording:
+                self._streams[session_id] = order, asyncio.create_task(self._stream(order, self.footage), name=f"{self.camera_id} streams")
+
+    async def _stream(self, order: pb.PublishOrder, footage: Footage) -> None:
+        """One request a segment; the next one when that breaks."""
+        tls = ssl.create_default_context(cafile=str(self.rpc.ca_file))
+        tls.load_cert_chain(self.rpc.cert_file, self.rpc.key_file)
+        headers = {"Authorization": f"Bearer {order.token}", telemetry.TRACEPARENT: order.traceparent}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=3)
+        async with aiohttp.ClientSession(timeout=timeout) as client:
+            while True:
+                self.sent[order.session_id] = n = self.sent.get(order.session_id, 0) + 1
+                url = f"{order.url}/v1/sessions/{order.session_id}/segments/{n:04}-live"
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                    async with client.post(url, data=self._media(footage), headers=headers, ssl=tls) as answer:
+                        if answer.status not in _AGAIN:
+                            return  # ended in order, or not ours: only new orders change that
+                await asyncio.sleep(_RESUME_S)
+
+    async def _media(self, footage: Footage) -> AsyncGenerator[bytes, None]:
+        """What the camera sees, until it stops recording."""
+        stream = footage.stream()
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            while True:
+                coming = asyncio.ensure_future(anext(stream, b""))
+                await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if stopping.done():
+                    coming.cancel()
+                    await asyncio.wait({coming})
+                    return
+                if not coming.result():
+                    return  # the link is too slow for us: the next segment begins at the newest keyframe
+                yield coming.result()
+        finally:
+            stopping.cancel()
+            await stream.aclose()
 
     async def _record(self, order: pb.RecordingOrder, until: float) -> None:
         name = (order.emergency_id, order.epoch)
@@ -148,10 +224,13 @@ class Camera:
             else:
                 handled.result = ActivationState.ACTIVATION_STATE_RECORDING
                 self.recording = True
+                self._stopping.clear()
                 self.starts.append((name, datetime.now(UTC)))
             handled.device_time.GetCurrentTime()
             self._handled[name] = handled
             self.on_act(self, handled)
+            if self.orders and not self._cut:
+                self._follow(self.orders)
             if self.faults.stutters:
                 self.on_act(self, handled)
             self.changed()

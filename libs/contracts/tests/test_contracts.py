@@ -5,6 +5,8 @@ import re
 import sightline.emergency.v1.emergency_service_pb2
 import sightline.registry.v1.registry_service_pb2
 import sightline.streams.v1.camera_link_service_pb2
+import sightline.streams.v1.relay_link_service_pb2
+import sightline.streams.v1.session_service_pb2
 import sightline.streams.v1.stream_service_pb2
 from contracts.callers import ALLOWED
 from contracts.topics import EMERGENCY_EVENT, REGISTRY_DUTY, TOPICS, radio_key
@@ -14,6 +16,8 @@ _SERVICES = (
     sightline.emergency.v1.emergency_service_pb2,
     sightline.registry.v1.registry_service_pb2,
     sightline.streams.v1.camera_link_service_pb2,
+    sightline.streams.v1.relay_link_service_pb2,
+    sightline.streams.v1.session_service_pb2,
     sightline.streams.v1.stream_service_pb2,
 )
 

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 from chassis.clock import SystemClock
-from chassis.errors import Forbidden
+from chassis.errors import Changed, Forbidden
 from chassis.identity import Machine
 from media.chain import Name, link
 from media.files import FileShelf
@@ -49,10 +49,15 @@ class Desk:
     async def redeem(self, token: str) -> Grant:
         if token not in self.tokens:
             raise Forbidden(Reason.ERROR_REASON_CALLER_NOT_ALLOWED, "no such grant")
+        if self.tokens[token] == OTHER:
+            raise Changed(Reason.ERROR_REASON_SESSION_MOVED, "at another relay")
         return Grant(token, self.tokens.pop(token))
 
     def served(self, served: Served) -> None:
         self.told.append(served)
+
+    def news(self) -> None:
+        pass
 
     def announce_head(self, *_: object) -> None:
         pass

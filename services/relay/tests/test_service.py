@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from chassis.clock import SystemClock
-from chassis.errors import AlreadyExists, InvalidRequest, NotFound, Unavailable
+from chassis.errors import AlreadyExists, InvalidRequest, Unavailable
 from chassis.identity import Machine
 from media.chain import End, Entry, Name, link
 from media.files import FileSegment, FileShelf, StorageFull
@@ -49,6 +49,9 @@ class Open:
 
     def served(self, served: Served) -> None:
         self.told.append(served)
+
+    def news(self) -> None:
+        pass
 
 
 @pytest.fixture
@@ -135,8 +138,45 @@ async def test_a_late_viewer_begins_at_the_last_keyframe_and_each_gets_all_of_th
         assert [frame.n for frame in await frames(service, two, 7)] == [0, 11, 12, 13, 14, 15, 16]
     camera.stop()
     await taking
-    with pytest.raises(NotFound):
-        await anext(service.watching("nobody").gen)
+
+
+async def test_who_comes_before_the_camera_sees_its_first_frame(service: RelayService) -> None:
+    async with service.watching("s1") as watch:
+        assert service.next_message(watch) is None
+        camera = Feed(init(), fragment(0, key=True))
+        taking = sending(service, Name("s1", "0001-live"), camera)
+        assert [frame.kind for frame in await frames(service, watch, 2)] == ["init", "key"]
+        camera.stop()
+        await taking
+
+
+async def test_a_grant_that_ends_while_its_viewer_is_on_the_way_shows_nothing(service: RelayService, authority: Open) -> None:
+    camera = Feed(init(), fragment(0, key=True))
+    taking = sending(service, Name("s1", "0001-live"), camera)
+    await until(lambda: "s1" in service._live and len(list(service._live["s1"].group.frames())) == 2)
+    assert not service.revoke("grant-1", "EMERGENCY_CLEARED")
+    async with service.watching("s1") as watch:
+        assert watch.over.is_set()
+        assert service.next_message(watch) is None
+    assert (authority.told[0].bytes, authority.told[0].cause) == (0, "EMERGENCY_CLEARED")
+    camera.stop()
+    await taking
+
+
+async def test_what_sessions_do_is_told_until_it_is_known(service: RelayService) -> None:
+    camera = Feed(init(), fragment(0, key=True))
+    taking = sending(service, Name("s1", "0001-live"), camera)
+    await until(lambda: bool(service.heard()))
+    (live,) = service.heard()
+    assert (live.session_id, live.stopped) == ("s1", False)
+    camera.stop()
+    await taking
+    async with service.watching("s1") as watch:
+        (stopped,) = service.heard()
+        assert stopped.stopped
+        service.told([stopped])
+        assert watch.ended == "SESSION_ENDED"
+    assert service.heard() == []
 
 
 async def test_a_revoked_viewer_gets_no_byte_more_and_the_other_goes_on(service: RelayService, authority: Open) -> None:
@@ -190,8 +230,8 @@ async def test_a_late_segment_is_kept_and_not_shown(service: RelayService, shelf
     camera.send(stream(3, random.Random(1)))
     camera.stop()
     await sending(service, Name("s1", "0000-pre"), camera, live=False)
-    with pytest.raises(NotFound):
-        await anext(service.watching("s1").gen)
+    async with service.watching("s1") as watch:
+        assert service.next_message(watch) is None
     assert shelf.verify(Name("s1", "0000-pre")).pieces == 4
 
 

@@ -72,6 +72,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """What a camera sent is no usable video; `fault` in the metadata names why. INVALID_ARGUMENT."""
     ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 24
     """There is no room for more media; what was kept stays. UNAVAILABLE."""
+    ERROR_REASON_SESSION_MOVED: _ErrorReason.ValueType  # 25
+    """The session has another relay, or is over; the camera's newest orders name what holds. ABORTED."""
+    ERROR_REASON_NO_STREAM: _ErrorReason.ValueType  # 26
+    """There is no stream to watch: no session of this camera, or no relay for it yet. FAILED_PRECONDITION."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the `reason` of the google.rpc.ErrorInfo that every refused call carries (domain "sightline").
@@ -128,4 +132,8 @@ ERROR_REASON_BAD_MEDIA: ErrorReason.ValueType  # 23
 """What a camera sent is no usable video; `fault` in the metadata names why. INVALID_ARGUMENT."""
 ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 24
 """There is no room for more media; what was kept stays. UNAVAILABLE."""
+ERROR_REASON_SESSION_MOVED: ErrorReason.ValueType  # 25
+"""The session has another relay, or is over; the camera's newest orders name what holds. ABORTED."""
+ERROR_REASON_NO_STREAM: ErrorReason.ValueType  # 26
+"""There is no stream to watch: no session of this camera, or no relay for it yet. FAILED_PRECONDITION."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

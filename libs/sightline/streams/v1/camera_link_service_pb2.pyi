@@ -216,8 +216,12 @@ class CameraOrders(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     RECORD_FOR_FIELD_NUMBER: _builtins.int
     POSITION_INTERVAL_FIELD_NUMBER: _builtins.int
+    PUBLISH_FIELD_NUMBER: _builtins.int
+    WATCHED_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Raised by every change of this camera's orders."""
+    watched: _builtins.bool
+    """Somebody watches what the camera streams: show it to the wearer."""
     @_builtins.property
     def record_for(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordingOrder]:
         """Names to record for. The camera acts on names that it has not handled, and keeps handled ones for 30 minutes."""
@@ -226,20 +230,60 @@ class CameraOrders(_message.Message):
     def position_interval(self) -> _duration_pb2.Duration:
         """How often a position is wanted."""
 
+    @_builtins.property
+    def publish(self) -> _containers.RepeatedCompositeFieldContainer[Global___PublishOrder]:
+        """Sessions to stream now. The camera streams only what it also records; what is gone from the list ends."""
+
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
         record_for: _abc.Iterable[Global___RecordingOrder] | None = ...,
         position_interval: _duration_pb2.Duration | None = ...,
+        publish: _abc.Iterable[Global___PublishOrder] | None = ...,
+        watched: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position_interval", b"position_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["position_interval", b"position_interval", "record_for", b"record_for", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position_interval", b"position_interval", "publish", b"publish", "record_for", b"record_for", "version", b"version", "watched", b"watched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CameraOrders: _TypeAlias = CameraOrders  # noqa: Y015
+
+@_typing.final
+class PublishOrder(_message.Message):
+    """PublishOrder asks for a live stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session; it stays the same over connections, relays and gaps."""
+    url: _builtins.str
+    """The relay: POST <url>/v1/sessions/<session_id>/segments/<NNNN>-live, fragmented MP4, each connection the next number."""
+    token: _builtins.str
+    """Goes with every request as Authorization: Bearer."""
+    traceparent: _builtins.str
+    """W3C trace context."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        url: _builtins.str = ...,
+        token: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id", "token", b"token", "traceparent", b"traceparent", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishOrder: _TypeAlias = PublishOrder  # noqa: Y015
 
 @_typing.final
 class RecordingOrder(_message.Message):

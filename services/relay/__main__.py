@@ -1,0 +1,78 @@
+"""Wires the relay together."""
+
+import ssl
+
+from chassis.bus import Publisher, check_topics
+from chassis.clock import SystemClock
+from chassis.rpc import own_identity
+from chassis.run import App, run, wait_for
+from chassis.settings import RpcSettings
+from contracts.topics import MEDIA_CHAIN
+from media.files import FileShelf
+
+from services.relay.api import IngestApi, ViewApi, serve
+from services.relay.events import HeadAnnouncer
+from services.relay.peers import StreamsLink
+from services.relay.service import SYNC_EVERY_S, RelayService
+from services.relay.settings import RelaySettings
+
+# A pause between two rounds of a loop, also one that fails at once.
+_PAUSE_S = 0.1
+
+
+async def main(app: App[RelaySettings]) -> None:
+    """Build the parts, inside out, and start them."""
+    settings = app.settings
+    await app.serve_health(settings.rpc.health_listen)
+    publisher = Publisher(settings.kafka)
+    app.resources.push_async_callback(publisher.close)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    link = StreamsLink(settings.streams_target, settings.rpc, settings.replica, settings.ingest_url, settings.view_url)
+    heads = HeadAnnouncer(publisher, settings.replica)
+    service = RelayService(FileShelf(settings.data_dir), link, heads, SystemClock())
+    await service.recover()
+
+    trust_domain = own_identity(settings.rpc).trust_domain
+    for listen, page, tls in (
+        (settings.ingest_listen, IngestApi(service, trust_domain).app(), _camera_tls(settings.rpc)),
+        (settings.view_listen, ViewApi(service).app(), _viewer_tls(settings)),
+    ):
+        host, _, port = listen.rpartition(":")
+        runner = await serve(page, host, int(port), tls)
+        app.resources.push_async_callback(runner.cleanup)
+
+    app.resources.push_async_callback(link.drain)
+    app.repeat("sync", SYNC_EVERY_S, service.sync)
+    app.repeat("renewal", _PAUSE_S, lambda: link.renew(lambda: service.grants, service.revoke))
+    app.repeat("what was served", _PAUSE_S, link.tell)
+    app.repeat("revocations", _PAUSE_S, lambda: link.watch(service.revoke))
+    app.repeat("chain heads", _PAUSE_S, heads.publish)
+
+    async def report() -> None:
+        await link.report(service.heard, service.told)
+
+    await wait_for("the streams service", report)
+    app.repeat("report", _PAUSE_S, report)
+    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, (MEDIA_CHAIN,)))
+    await app.ready()
+
+
+def _camera_tls(rpc: RpcSettings) -> ssl.SSLContext:
+    """Whoever sends must have a certificate of ours."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(rpc.ca_file))
+    context.load_cert_chain(rpc.cert_file, rpc.key_file)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _viewer_tls(settings: RelaySettings) -> ssl.SSLContext | None:
+    """None: something before the relay ends TLS."""
+    if settings.view_cert_file is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(settings.view_cert_file, settings.view_key_file)
+    return context
+
+
+if __name__ == "__main__":
+    run("relay", RelaySettings, main)

@@ -1,0 +1,202 @@
+"""The relay's link to the streams service: it says who may send and who may watch, and is told what was served."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import grpc
+from chassis import telemetry
+from chassis.errors import Changed, Forbidden, SightlineError, Unauthenticated, Unavailable
+from chassis.identity import Machine
+from chassis.rpc import addresses, connect, with_trace
+from chassis.settings import RpcSettings
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+from sightline.streams.v1 import relay_link_service_pb2 as pb
+from sightline.streams.v1.relay_link_service_pb2_grpc import RelayLinkServiceStub
+from sightline.streams.v1.session_pb2 import GrantEndCause
+
+from services.relay.service import Admission, Grant, Heard, Served
+
+T = TypeVar("T")
+_WITHIN_S, _REPORT_S, _RENEW_S, _RETRY_S = 2.0, 1.0, 10.0, 0.5
+# Without any answer viewers of an emergency may watch on for so long after their lease.
+_GRACE_S = 60.0
+# What was served and cannot be told waits; beyond this the oldest is only in our log.
+_USES_AT_MOST, _USES_AT_ONCE = 100_000, 500
+_NAMES_AT_ONCE = 1000  # a request has at most 64 KiB
+_REFUSALS: dict[grpc.StatusCode, tuple[type[SightlineError], Reason.ValueType]] = {
+    grpc.StatusCode.PERMISSION_DENIED: (Forbidden, Reason.ERROR_REASON_CALLER_NOT_ALLOWED),
+    grpc.StatusCode.UNAUTHENTICATED: (Unauthenticated, Reason.ERROR_REASON_TOKEN_INVALID),
+    grpc.StatusCode.INVALID_ARGUMENT: (Unauthenticated, Reason.ERROR_REASON_TOKEN_INVALID),
+    grpc.StatusCode.ABORTED: (Changed, Reason.ERROR_REASON_SESSION_MOVED),
+}
+
+
+class StreamsLink:
+    """Decides through the streams service. Its loops are `report`, `renew`, `tell` and `watch`; repeat each."""
+
+    def __init__(self, target: str, rpc: RpcSettings, relay_id: str, ingest_url: str, view_url: str) -> None:
+        self._target, self._rpc, self._relay_id = target, rpc, relay_id
+        self._ingest_url, self._view_url = ingest_url, view_url
+        self._stub = RelayLinkServiceStub(connect(target, rpc))
+        self._uses: dict[str, pb.GrantUse] = {}
+        self._leases: dict[str, float] = {}  # by grant, until when, on the monotonic clock
+        self._news, self._served, self._again = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._draining = False
+
+    async def admit(self, camera: Machine, session_id: str, token: str) -> Admission:
+        """Whether a camera may send a session's media."""
+        request = pb.AdmitRequest(
+            relay_id=self._relay_id, camera_id=camera.id, agency_id=camera.agency_id, session_id=session_id, token=token
+        )
+        answer = await _ask(self._stub.Admit, request)
+        return Admission(answer.recording_id)
+
+    async def redeem(self, token: str) -> Grant:
+        """What a viewer's token stands for; it works once."""
+        answer = await _ask(self._stub.Redeem, pb.RedeemRequest(relay_id=self._relay_id, token=token))
+        self._leases[answer.grant_id] = time.monotonic() + answer.lease.ToTimedelta().total_seconds()
+        return Grant(answer.grant_id, answer.session_id)
+
+    def served(self, served: Served) -> None:
+        """A grant has ended here. Never blocks."""
+        grant_id = served.grant.grant_id
+        self._leases.pop(grant_id, None)
+        telemetry.log().info("served", grant=grant_id, bytes=served.bytes, skipped=served.skipped, cause=served.cause)
+        use = pb.GrantUse(grant_id=grant_id, bytes=served.bytes, skipped=served.skipped, ended_at=_stamp(served.ended_at))
+        if served.last_byte_at is not None:
+            use.last_byte_at.FromDatetime(served.last_byte_at)
+        self._uses[grant_id] = use
+        if len(self._uses) > _USES_AT_MOST:
+            lost = self._uses.pop(next(iter(self._uses)))
+            telemetry.log().error("too much waits: what a grant was served is not told", grant=lost.grant_id, bytes=lost.bytes)
+        self._served.set()
+
+    def news(self) -> None:
+        """A session has begun, resumed or stopped: report at once. Never blocks."""
+        self._news.set()
+
+    # --- loops ---------------------------------------------------------------------------------------------------
+
+    async def report(self, heard: Callable[[], Sequence[Heard]], told: Callable[[Sequence[Heard]], None]) -> None:
+        """Say that we are there and what our sessions do."""
+        await _either(self._news, _REPORT_S)
+        sessions = heard()
+        for some in _batches(sessions) or [[]]:
+            await self._report(some)
+            told(some)
+
+    async def drain(self) -> None:
+        """Say that we go, so that our sessions move at once; nobody waits for an answer for long."""
+        self._draining = True
+        with suppress(SightlineError):
+            await self._report([])
+
+    async def _report(self, sessions: Sequence[Heard]) -> None:
+        request = pb.ReportRequest(
+            relay_id=self._relay_id, ingest_url=self._ingest_url, view_url=self._view_url, draining=self._draining,
+            sessions=[pb.SessionReport(session_id=s.session_id, media_age=_duration(s.media_age_s), stopped=s.stopped) for s in sessions],
+        )  # fmt: skip
+        await _ask(self._stub.Report, request)
+
+    async def renew(self, grants: Callable[[], Sequence[str]], revoke: Callable[[str, str], object]) -> None:
+        """Prolong the leases of all that is served; end what must end, also when nobody can be asked for too long."""
+        await _either(self._again, _RENEW_S if self._leases else None)
+        for some in _batches(list(grants())):
+            await self._renew_some(some, revoke)
+
+    async def _renew_some(self, ids: Sequence[str], revoke: Callable[[str, str], object]) -> None:
+        try:
+            answer = await _ask(self._stub.Renew, pb.RenewRequest(relay_id=self._relay_id, grant_ids=ids))
+        except SightlineError:
+            self._again.set()
+            for grant_id in [g for g in ids if time.monotonic() >= self._leases.get(g, 0.0) + _GRACE_S]:
+                revoke(grant_id, "RELAY_LOST")
+            raise
+        until = time.monotonic() + answer.lease.ToTimedelta().total_seconds()
+        self._leases.update((grant_id, until) for grant_id in ids if grant_id in self._leases)
+        for revocation in answer.revoked:
+            revoke(revocation.grant_id, _cause(revocation.cause))
+
+    async def tell(self) -> None:
+        """Tell what grants came to; what cannot be told waits."""
+        await self._served.wait()
+        self._served.clear()
+        uses = list(self._uses.values())[:_USES_AT_ONCE]
+        try:
+            await _ask(self._stub.EndGrants, pb.EndGrantsRequest(relay_id=self._relay_id, uses=uses))
+            for use in uses:
+                del self._uses[use.grant_id]
+        finally:
+            if self._uses:
+                self._served.set()
+
+    async def watch(self, revoke: Callable[[str, str], object]) -> None:
+        """Hear of revocations from every replica, while the set of replicas stays the same."""
+        there = await addresses(self._target)
+        watches = [asyncio.create_task(self._watch(address, revoke), name=f"revocations of {address}") for address in there]
+        try:
+            while await addresses(self._target) == there:
+                done, _ = await asyncio.wait(watches, timeout=_RENEW_S, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()  # raises: it never ends by itself
+        finally:
+            for task in watches:
+                task.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
+
+    async def _watch(self, address: str, revoke: Callable[[str, str], object]) -> None:
+        """For ever, also when that replica is away."""
+        async with connect(address, self._rpc, spread=False) as channel:
+            stub = RelayLinkServiceStub(channel)
+            while True:
+                with suppress(grpc.aio.AioRpcError):
+                    request = pb.WatchRevocationsRequest(relay_id=self._relay_id)
+                    async for response in stub.WatchRevocations(request, wait_for_ready=True):
+                        if response.HasField("revocation"):
+                            revoke(response.revocation.grant_id, _cause(response.revocation.cause))
+                        else:
+                            self._again.set()  # what ended while nobody told us
+                await asyncio.sleep(_RETRY_S)
+
+
+def _batches(items: Sequence[T]) -> list[Sequence[T]]:
+    return [items[at : at + _NAMES_AT_ONCE] for at in range(0, len(items), _NAMES_AT_ONCE)]
+
+
+async def _either(event: asyncio.Event, within_s: float | None) -> None:
+    """Wait for an event, but only so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await event.wait()
+    event.clear()
+
+
+async def _ask(method: Any, request: Any) -> Any:
+    """One call; a refusal becomes ours, no answer Unavailable."""
+    try:
+        return await method(request, timeout=_WITHIN_S, metadata=with_trace())
+    except grpc.aio.AioRpcError as error:
+        kind, reason = _REFUSALS.get(error.code(), (Unavailable, Reason.ERROR_REASON_TRY_AGAIN))
+        raise kind(reason, error.details() or f"the streams service does not answer: {error.code().name}") from error
+
+
+def _cause(cause: GrantEndCause.ValueType) -> str:
+    return GrantEndCause.Name(cause).removeprefix("GRANT_END_CAUSE_") if cause in GrantEndCause.values() else "REVOKED"
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=seconds))
+    return duration
+
+
+def _stamp(at: Any) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(at)
+    return stamp

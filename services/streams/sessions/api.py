@@ -1,0 +1,96 @@
+"""The gRPC face of sessions: to relays, and to people's desks."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+from chassis.rpc import caller
+from sightline.streams.v1 import relay_link_service_pb2 as link_pb
+from sightline.streams.v1 import session_service_pb2 as pb
+from sightline.streams.v1.relay_link_service_pb2_grpc import RelayLinkServiceServicer
+from sightline.streams.v1.session_service_pb2_grpc import SessionServiceServicer
+
+from services.streams.sessions.events import to_cause, to_grant, to_session
+from services.streams.sessions.model import LEASE, Relay, Use
+from services.streams.sessions.service import SessionsService
+
+
+class RelayLinkApi(RelayLinkServiceServicer):
+    """Serves sightline.streams.v1.RelayLinkService."""
+
+    def __init__(self, service: SessionsService) -> None:
+        self._service = service
+
+    async def Report(self, request: link_pb.ReportRequest, context: Any) -> link_pb.ReportResponse:
+        """A relay is there, and what its sessions do."""
+        now = datetime.now(UTC)
+        heard = [(each.session_id, now - each.media_age.ToTimedelta(), each.stopped) for each in request.sessions]
+        await self._service.report(Relay(request.relay_id, request.ingest_url, request.view_url, request.draining), heard)
+        return link_pb.ReportResponse()
+
+    async def Admit(self, request: link_pb.AdmitRequest, context: Any) -> link_pb.AdmitResponse:
+        """Whether a camera may send a session's media."""
+        camera = (request.agency_id, request.camera_id)
+        return link_pb.AdmitResponse(recording_id=await self._service.admit(request.relay_id, camera, request.session_id, request.token))
+
+    async def Redeem(self, request: link_pb.RedeemRequest, context: Any) -> link_pb.RedeemResponse:
+        """What a viewer's token stands for."""
+        grant = await self._service.redeem(request.relay_id, request.token)
+        response = link_pb.RedeemResponse(grant_id=grant.grant_id, session_id=grant.session_id)
+        response.lease.FromTimedelta(LEASE)
+        return response
+
+    async def Renew(self, request: link_pb.RenewRequest, context: Any) -> link_pb.RenewResponse:
+        """Prolong leases."""
+        over = await self._service.renew(request.relay_id, list(request.grant_ids))
+        response = link_pb.RenewResponse(revoked=[link_pb.Revocation(grant_id=name, cause=to_cause(cause)) for name, cause in over])
+        response.lease.FromTimedelta(LEASE)
+        return response
+
+    async def EndGrants(self, request: link_pb.EndGrantsRequest, context: Any) -> link_pb.EndGrantsResponse:
+        """What grants came to."""
+        uses = [
+            Use(
+                use.grant_id, use.bytes, use.skipped, use.last_byte_at.ToDatetime(UTC) if use.HasField("last_byte_at") else None,
+                use.ended_at.ToDatetime(UTC),
+            )
+            for use in request.uses
+        ]  # fmt: skip
+        await self._service.end_grants(uses)
+        return link_pb.EndGrantsResponse()
+
+    async def WatchRevocations(
+        self, request: link_pb.WatchRevocationsRequest, context: Any
+    ) -> AsyncIterator[link_pb.WatchRevocationsResponse]:
+        """Grants of the relay that end, as they end."""
+        revocations = self._service.revocations(request.relay_id)
+        yield link_pb.WatchRevocationsResponse()
+        async for grant_id, cause in revocations:
+            yield link_pb.WatchRevocationsResponse(revocation=link_pb.Revocation(grant_id=grant_id, cause=to_cause(cause)))
+
+
+class SessionApi(SessionServiceServicer):
+    """Serves sightline.streams.v1.SessionService."""
+
+    def __init__(self, service: SessionsService) -> None:
+        self._service = service
+
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Any) -> pb.ListSessionsResponse:
+        """The sessions of an emergency's cameras."""
+        return pb.ListSessionsResponse(sessions=map(to_session, await self._service.list_sessions(caller(), request.emergency_id)))
+
+    async def WatchCamera(self, request: pb.WatchCameraRequest, context: Any) -> pb.WatchCameraResponse:
+        """A grant to watch, and the way to use it."""
+        grant, session, url, token = await self._service.watch(caller(), request.emergency_id, request.camera_id)
+        return pb.WatchCameraResponse(grant=to_grant(grant), session=to_session(session), view_url=url, token=token)
+
+    async def ExtendGrant(self, request: pb.ExtendGrantRequest, context: Any) -> pb.ExtendGrantResponse:
+        """Prolong a grant of the caller."""
+        grant = await self._service.extend(caller(), request.grant_id)
+        response = pb.ExtendGrantResponse(grant=to_grant(grant))
+        response.time_left.FromTimedelta(grant.expires_at - datetime.now(UTC))
+        return response
+
+    async def RevokeGrant(self, request: pb.RevokeGrantRequest, context: Any) -> pb.RevokeGrantResponse:
+        """End a grant."""
+        return pb.RevokeGrantResponse(grant=to_grant(await self._service.revoke(caller(), request.grant_id)))

@@ -1,0 +1,83 @@
+"""Sessions and grants to protobuf, and out to Kafka."""
+
+from datetime import datetime
+
+from chassis.bus import Record
+from chassis.db import Transaction
+from contracts.topics import STREAM_GRANT, STREAM_SESSION
+from google.protobuf.timestamp_pb2 import Timestamp
+from sightline.common.v1.actor_pb2 import Actor, ActorKind
+from sightline.streams.v1 import session_pb2 as pb
+
+from services.streams.sessions.model import Grant, Session
+
+
+def to_session(s: Session) -> pb.Session:
+    """The session's wire form; without its token."""
+    return pb.Session(
+        session_id=s.session_id,
+        version=s.version,
+        agency_id=s.agency_id,
+        camera_id=s.camera_id,
+        officer_id=s.officer_id,
+        emergency_id=s.emergency_id,
+        epoch=s.epoch,
+        relay_id=s.relay_id,
+        state=pb.SessionState.Value(f"SESSION_STATE_{s.state}"),
+        degraded=s.degraded,
+        created_at=_stamp(s.created_at),
+        live_at=_stamp(s.live_at),
+        last_media_at=_stamp(s.last_media_at),
+        ended_at=_stamp(s.ended_at),
+        end_cause=pb.SessionEndCause.Value(f"SESSION_END_CAUSE_{s.end_cause or 'UNSPECIFIED'}"),
+        gaps=[pb.SessionGap(**{"from": _stamp(since), "until": _stamp(until)}) for since, until in s.gaps],
+    )
+
+
+def to_grant(g: Grant) -> pb.Grant:
+    """The grant's wire form; without anything of its token."""
+    return pb.Grant(
+        grant_id=g.grant_id,
+        version=g.version,
+        session_id=g.session_id,
+        camera_id=g.camera_id,
+        emergency_id=g.emergency_id,
+        agency_id=g.agency_id,
+        viewer=Actor(kind=ActorKind.ACTOR_KIND_PERSON, id=g.viewer, agency_id=g.agency_id),
+        issued_at=_stamp(g.issued_at),
+        redeemed_at=_stamp(g.redeemed_at),
+        expires_at=_stamp(g.expires_at),
+        revoked_at=_stamp(g.revoked_at),
+        end_cause=to_cause(g.end_cause),
+        ended_at=_stamp(g.ended_at),
+        last_byte_at=_stamp(g.last_byte_at),
+        bytes=g.bytes,
+        skipped=g.skipped,
+    )
+
+
+def to_cause(cause: str) -> pb.GrantEndCause.ValueType:
+    """Wire form of why a grant is over; empty: it is not."""
+    return pb.GrantEndCause.Value(f"GRANT_END_CAUSE_{cause or 'UNSPECIFIED'}")
+
+
+def _stamp(at: datetime | None) -> Timestamp | None:
+    if at is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(at)
+    return stamp
+
+
+class SessionAnnouncer:
+    """Publishes sessions and grants with the transaction that changed them; both by session, so that they stay in order."""
+
+    def announce_session(self, tx: Transaction, session: Session) -> None:
+        """Publish the snapshot with the transaction."""
+        key, subject = session.session_id.encode(), f"sessions/{session.session_id}"
+        tx.emit(Record.of(STREAM_SESSION, key, pb.SessionEvent(session=to_session(session)), source="streams", subject=subject))
+
+    def announce_grant(self, tx: Transaction, grant: Grant) -> None:
+        """Publish the snapshot with the transaction."""
+        key, subject = grant.session_id.encode(), f"grants/{grant.grant_id}"
+        tx.emit(Record.of(STREAM_GRANT, key, pb.GrantEvent(grant=to_grant(grant)), source="streams", subject=subject))
