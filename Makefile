@@ -5,6 +5,9 @@ STARTED := $(shell date +%s)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
+PAGE := services/console/page
+PAGE_READY := .venv/page/ready
+TSC = PATH="$(CURDIR)/$(BIN):$$PATH" .venv/page/node_modules/.bin/tsc -p $(PAGE)
 PROTOS := $(shell find protos -name '*.proto')
 INCLUDES := -I protos -I third_party/protovalidate
 GENERATED ?= libs
@@ -26,6 +29,12 @@ $(READY): requirements-dev.lock
 	@printf '#!/bin/sh\nexec "%s" -m tools.cli "$$@"\n' "$(CURDIR)/$(BIN)/python" > $(BIN)/sightline && chmod +x $(BIN)/sightline
 	@touch $@
 
+# The page's compiler, and a browser to test it in.
+$(PAGE_READY): $(READY) $(PAGE)/package-lock.json
+	@rm -rf .venv/page && mkdir .venv/page && cp $(PAGE)/package.json $(PAGE)/package-lock.json $(PAGE)/.npmrc .venv/page/
+	@cd .venv/page && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --silent
+	@touch $@
+
 demo: $(READY) ## bring everything up, press buttons, show what comes of it (DEMO_SECONDS=30 ends by itself)
 	@DEMO_STARTED=$(STARTED) $(BIN)/sightline demo
 
@@ -44,13 +53,14 @@ fault-nightly: $(READY) ## 20,000 presses with 200 faults, three brokers, every 
 	@$(BIN)/python -m testkit.trial --brokers 3 --presses 4000 --faults 40 --rate 6
 	@$(BIN)/python -m testkit.trial --presses 20000 --faults 200 --rate 10
 
-lint: $(READY) ## formats, types, import rules, schemas, and that generated code is current
+lint: $(READY) $(PAGE_READY) ## formats, types, import rules, schemas, and that generated code is current
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary libs services tools bench tests conftest.py
 	@PYTHONPATH=libs:. $(BIN)/lint-imports > .venv/imports.log || { cat .venv/imports.log; exit 1; }
 	@$(BIN)/buf lint && $(BIN)/buf format --diff --exit-code protos
 	@rm -rf .venv/generated && mkdir .venv/generated && $(MAKE) --no-print-directory GENERATED=.venv/generated generate
+	@$(TSC) --outDir .venv/generated && cmp -s .venv/generated/player.js $(PAGE)/player.js || { echo "run: make page"; exit 1; }
 	@for part in sightline buf; do diff -rq -x __pycache__ .venv/generated/$$part libs/$$part || { echo "run: make proto"; exit 1; }; done
 
 format: $(READY) ## format Python and protos
@@ -65,6 +75,9 @@ generate:
 		--python_out=$(GENERATED) --mypy_out=quiet:$(GENERATED) $(PROTOS:protos/%=%) buf/validate/validate.proto
 	@$(BIN)/python -m grpc_tools.protoc $(INCLUDES) --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 		--grpc_python_out=$(GENERATED) --mypy_grpc_out=quiet:$(GENERATED) $(patsubst protos/%,%,$(filter %_service.proto,$(PROTOS)))
+
+page: $(PAGE_READY) ## compile the console's page from TypeScript
+	@$(TSC)
 
 chart: $(READY) ## render and check the Helm chart (needs helm on the PATH)
 	@deploy/helm/check

@@ -7,8 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import grpc
-from google.rpc.error_details_pb2 import ErrorInfo
-from grpc_status import rpc_status
+from chassis.rpc import reason_of
 from sightline.activation.v1.activation_pb2 import NoCameraReason, RefusalReason
 from sightline.emergency.v1.emergency_pb2 import EMERGENCY_STATE_OPEN, SubjectState
 
@@ -226,13 +225,3 @@ SCENARIOS = (
     Scenario("camera offline, then back", "unreachable, then records", offline_then_back, linked=False),
     Scenario("stale press", "shown, starts no camera", stale_press),
 )
-
-
-def reason_of(error: grpc.aio.AioRpcError) -> str:
-    """The documented reason of a refused call; empty if there is none."""
-    status: Any = rpc_status.from_call(error)
-    for detail in status.details if status else ():
-        info = ErrorInfo()
-        if detail.Unpack(info):
-            return str(info.reason)
-    return ""

@@ -346,6 +346,16 @@ def connect(target: str, settings: RpcSettings, *, spread: bool = True) -> grpc.
     return grpc.aio.secure_channel(target, credentials, options=options)
 
 
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """The documented reason of a refused call, without its prefix; empty if there is none."""
+    status: Any = rpc_status.from_call(error)
+    for detail in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return str(info.reason)
+    return ""
+
+
 async def addresses(target: str) -> list[str]:
     """Targets of the single replicas that a target names, as they are now: for links that are kept with every one of them."""
     scheme, _, rest = target.partition(":")

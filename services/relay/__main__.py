@@ -7,10 +7,11 @@ from chassis.clock import SystemClock
 from chassis.rpc import own_identity
 from chassis.run import App, run, wait_for
 from chassis.settings import RpcSettings
+from chassis.web import serve
 from contracts.topics import MEDIA_CHAIN
 from media.files import FileShelf
 
-from services.relay.api import IngestApi, ViewApi, serve
+from services.relay.api import IngestApi, ViewApi
 from services.relay.events import HeadAnnouncer
 from services.relay.peers import StreamsLink
 from services.relay.service import SYNC_EVERY_S, RelayService
@@ -37,8 +38,7 @@ async def main(app: App[RelaySettings]) -> None:
         (settings.ingest_listen, IngestApi(service, trust_domain).app(), _camera_tls(settings.rpc)),
         (settings.view_listen, ViewApi(service).app(), _viewer_tls(settings)),
     ):
-        host, _, port = listen.rpartition(":")
-        runner = await serve(page, host, int(port), tls)
+        runner = await serve(page, listen, tls)
         app.resources.push_async_callback(runner.cleanup)
 
     app.resources.push_async_callback(link.drain)

@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import WSMsgType, web
 from chassis import telemetry
-from chassis.errors import Code, Forbidden, InvalidRequest, SightlineError, Unauthenticated, Unavailable
+from chassis.errors import Forbidden, InvalidRequest, SightlineError, Unauthenticated, Unavailable
 from chassis.identity import Machine, parse_machine
+from chassis.web import Handler, errors_to_json, refusal
 from media.chain import Name
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
@@ -26,37 +27,16 @@ CHUNK = 64 * 1024
 _TOKEN_WITHIN_S, _MAX_MESSAGE, _PING_S, _GOODBYE_S = 5.0, 1024, 5.0, 0.25
 _SEGMENT = re.compile(r"[0-9]{4}-(live|pre|late)")
 _SESSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_STATUS = {
-    Code.INVALID_ARGUMENT: 400, Code.UNAUTHENTICATED: 401, Code.PERMISSION_DENIED: 403, Code.NOT_FOUND: 404,
-    Code.ALREADY_EXISTS: 409, Code.ABORTED: 409, Code.UNAVAILABLE: 503,
-}  # fmt: skip
 # WebSocket close codes of our own: may not (any more), said nonsense, not here.
 CLOSE_REVOKED, CLOSE_NONSENSE, CLOSE_NOT_HERE, CLOSE_TRY_AGAIN = 4403, 4400, 4404, 4503
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @web.middleware
-async def errors_to_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every refusal is JSON with the same reasons as in gRPC; a defect of ours says no more than its trace."""
+async def _replaced(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
-    except SightlineError as error:
-        return _refusal(_STATUS.get(error.code, 500), error.reason, error.message, error.metadata)
     except Replaced:
-        return _refusal(409, "LINK_SUPERSEDED", "a newer connection of this session has taken over", {})
-    except TimeoutError as error:
-        return _refusal(408, "TRY_AGAIN", str(error), {})
-    except (web.HTTPException, ConnectionResetError):
-        raise
-    except Exception:
-        telemetry.log().exception("a request failed", path=request.path)
-        return _refusal(500, "INTERNAL", f"internal error; trace {telemetry.trace_id()}", {})
-
-
-def _refusal(status: int, reason: str, message: str, metadata: Any) -> web.Response:
-    # The body has not been read to its end, so this connection is of no more use.
-    headers = {"Connection": "close"}
-    return web.json_response({"reason": reason, "message": message, "metadata": dict(metadata)}, status=status, headers=headers)
+        return refusal(409, "LINK_SUPERSEDED", "a newer connection of this session has taken over", {})
 
 
 class IngestApi:
@@ -67,7 +47,7 @@ class IngestApi:
 
     def app(self) -> web.Application:
         """The application for the server that asks for client certificates."""
-        app = web.Application(middlewares=[errors_to_json], client_max_size=CHUNK)
+        app = web.Application(middlewares=[errors_to_json, _replaced], client_max_size=CHUNK)
         app.router.add_post("/v1/sessions/{session}/segments/{segment}", self.post)
         return app
 
@@ -202,11 +182,3 @@ def _field(text: str, name: str) -> object:
     except ValueError:
         return None
     return content.get(name) if isinstance(content, dict) else None
-
-
-async def serve(app: web.Application, host: str, port: int, tls: Any) -> web.AppRunner:
-    """Listen; the caller cleans the runner up."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
-    await runner.setup()
-    await web.TCPSite(runner, host, port, ssl_context=tls, reuse_port=False).start()
-    return runner

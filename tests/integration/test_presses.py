@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
+from chassis.rpc import reason_of
 from sightline.activation.v1.activation_pb2 import NoCameraReason
 from sightline.common.v1.radio_pb2 import Position
 from sightline.emergency.v1 import emergency_service_pb2 as pb
@@ -19,7 +20,7 @@ from sightline.emergency.v1.emergency_pb2 import (
 from sightline.registry.v1 import registry_service_pb2 as registry_pb
 
 from tools.roster import Member, create_agency, member, radio
-from tools.scenarios import SCENARIOS, Scenario, reason_of
+from tools.scenarios import SCENARIOS, Scenario
 from tools.world import World
 
 Someone = Callable[..., Member]

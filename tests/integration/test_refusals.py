@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import jwt
 import pytest
-from chassis.rpc import connect
+from chassis.rpc import connect, reason_of
 from chassis.settings import RpcSettings
 from cryptography.hazmat.primitives.asymmetric import ec
 from sightline.common.v1.radio_pb2 import RadioIdentity
@@ -25,7 +25,6 @@ from tools.local.ca import LaptopCa
 from tools.local.issuer import TokenMaker
 from tools.local.stack import Stack, service_environment
 from tools.roster import AGENCY, Member, create_agency
-from tools.scenarios import reason_of
 from tools.simulator.camera import Camera
 from tools.world import World
 

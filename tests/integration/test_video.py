@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from chassis.bus import Publisher, Received
 from chassis.reader import Reader
+from chassis.rpc import reason_of
 from chassis.settings import KafkaSettings
 from contracts.topics import MEDIA_CHAIN, STREAM_GRANT
 from media.files import verify_file
@@ -23,7 +24,6 @@ from sightline.streams.v1.session_pb2 import Grant, GrantEndCause, GrantEvent, S
 from tools.desk import Desk
 from tools.local.stack import Stack
 from tools.roster import AGENCY, Member
-from tools.scenarios import reason_of
 from tools.simulator.camera import Camera
 from tools.simulator.viewer import Viewer
 from tools.world import World, until

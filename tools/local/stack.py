@@ -68,6 +68,7 @@ class Stack:
     listens: dict[str, str] = field(default_factory=dict)
     health: dict[str, str] = field(default_factory=dict)
     relays: dict[str, tuple[str, str]] = field(default_factory=dict)  # where they listen for cameras, and for viewers
+    console: str = ""  # where it listens for browsers
     processes: list[Process] = field(default_factory=list)
 
     @property
@@ -224,9 +225,10 @@ def _start_services(
     names = {name: [f"{name}-{replica}" for replica in replicas] for name in WITH_TABLES}
     served = [each for several in names.values() for each in several]
     joiners, relays = [f"joiner-{lane}" for lane in lanes], [f"relay-{replica}" for replica in replicas]
-    ports = iter(free_ports(2 * len(served) + len(joiners) + 3 * len(relays)))
+    ports = iter(free_ports(2 * len(served) + len(joiners) + 3 * len(relays) + 2))
     stack.listens = {each: f"127.0.0.1:{next(ports)}" for each in served}
-    stack.health = {each: f"127.0.0.1:{next(ports)}" for each in (*served, *joiners, *relays)}
+    stack.health = {each: f"127.0.0.1:{next(ports)}" for each in (*served, *joiners, *relays, "console-a")}
+    stack.console = f"127.0.0.1:{next(ports)}"
     stack.relays = {each: (f"127.0.0.1:{next(ports)}", f"127.0.0.1:{next(ports)}") for each in relays}
     stack.targets = {name: "ipv4:" + ",".join(stack.listens[each] for each in several) for name, several in names.items()}
     (stack.data / "env").mkdir(exist_ok=True)
@@ -314,6 +316,16 @@ def relay_environment(stack: Stack, name: str) -> dict[str, str]:
     }  # fmt: skip
 
 
+def console_environment(stack: Stack, name: str) -> dict[str, str]:
+    """The settings that the console of this stack runs with."""
+    return _common(stack) | _rpc(stack, "console", kind="console") | {
+        "SIGHTLINE_RPC_HEALTH_LISTEN": stack.health[name],
+        "SIGHTLINE_STREAMS_TARGET": stack.targets["streams"],
+        "SIGHTLINE_PAGE_LISTEN": stack.console,
+        "SIGHTLINE_VIEW_SOURCES": " ".join(f"ws://{viewers}" for _, viewers in stack.relays.values()),
+    }  # fmt: skip
+
+
 def service_environment(stack: Stack, replica: str) -> dict[str, str]:
     """The settings that a replica of a service of this stack runs with."""
     name = replica.rpartition("-")[0]
@@ -334,8 +346,8 @@ def service_environment(stack: Stack, replica: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _rpc(stack: Stack, name: str) -> dict[str, str]:
-    certificate, key = stack.ca.issue("platform", "service", name)
+def _rpc(stack: Stack, name: str, kind: str = "service") -> dict[str, str]:
+    certificate, key = stack.ca.issue("platform", kind, name)
     return {
         "SIGHTLINE_RPC_CERT_FILE": str(certificate),
         "SIGHTLINE_RPC_KEY_FILE": str(key),
@@ -343,7 +355,7 @@ def _rpc(stack: Stack, name: str) -> dict[str, str]:
     }
 
 
-_ENVIRONMENTS = {"joiner": joiner_environment, "relay": relay_environment}
+_ENVIRONMENTS = {"joiner": joiner_environment, "relay": relay_environment, "console": console_environment}
 
 
 def _started(stack: Stack, process: Process) -> None:

@@ -18,12 +18,13 @@ from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 from chassis.clock import SystemClock
 from chassis.errors import Changed, Forbidden
 from chassis.identity import Machine
+from chassis.web import serve
 from media.chain import Name, link
 from media.files import FileShelf
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from testkit.footage import Feed, fragment, init, stream
 
-from services.relay.api import CLOSE_NONSENSE, CLOSE_NOT_HERE, CLOSE_REVOKED, IngestApi, ViewApi, serve
+from services.relay.api import CLOSE_NONSENSE, CLOSE_NOT_HERE, CLOSE_REVOKED, IngestApi, ViewApi
 from services.relay.model import WINDOW_BYTES
 from services.relay.service import Admission, Grant, RelayService, Served
 from tools import world
@@ -110,8 +111,8 @@ async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
     mutual.verify_mode = ssl.CERT_REQUIRED
     ports = free_ports(2)
     runners = [
-        await serve(IngestApi(service, TRUST_DOMAIN).app(), "localhost", ports[0], mutual),
-        await serve(ViewApi(service).app(), "localhost", ports[1], tls),
+        await serve(IngestApi(service, TRUST_DOMAIN).app(), f"localhost:{ports[0]}", mutual),
+        await serve(ViewApi(service).app(), f"localhost:{ports[1]}", tls),
     ]
     yield Relay(service, desk, shelf, ca, f"https://localhost:{ports[0]}", f"wss://localhost:{ports[1]}")
     for runner in runners:

@@ -1,0 +1,1 @@
+"""What people at desks see in a browser."""

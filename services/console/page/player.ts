@@ -1,0 +1,350 @@
+// Watches one camera: asks for a grant, takes the pieces of its stream, checks their chain, and paints what is new enough.
+// What it shows is live or says that it is not: an old picture is covered, and a revoked one is wiped.
+
+/** A message of the relay: 48 bytes, then the piece (services/relay/model.py). */
+interface Piece { kind: number; n: number; receivedMs: number; previous: Uint8Array; data: Uint8Array<ArrayBuffer> }
+interface Watch { grant: { grant_id: string }; session: { camera_id: string; officer_id: string }; view_url: string; token: string }
+interface Refusal { reason: string; message: string }
+type State = "idle" | "connecting" | "live" | "delayed" | "interrupted" | "ended";
+
+const HEAD = 48, VERSION = 1, INIT = 0, KEY = 1;
+// A picture older than this against the quickest one so far is not painted; without a new one for so long, what is there is covered.
+const LATE_MS = 1000, STALE_MS = 1500;
+const EXTEND_MS = 4 * 60_000, RETRY_MS = 500, RETRY_AT_MOST_MS = 5000, TICK_MS = 200;
+const REVOKED = 4403;
+const CAUSES: Record<string, string> = {
+  EMERGENCY_CLEARED: "the emergency was cleared",
+  HOLDER_CHANGED: "another officer wears the camera now",
+  EXPIRED: "your permission has expired",
+  REVOKED: "your permission was taken back",
+  SESSION_ENDED: "the camera has ended its stream",
+  RELAY_LOST: "nobody could confirm your permission",
+  TOKEN_INVALID: "your permission is not valid any more",
+  CALLER_NOT_ALLOWED: "you may not watch this camera",
+  OTHER_AGENCY: "this camera belongs to another agency",
+  NOT_FOUND: "there is no such emergency, or it has no such camera",
+  SECOND_FACTOR_REQUIRED: "your sign-in has no second factor",
+  INVALID_FIELD: "the emergency or the camera is not named correctly",
+};
+// Refusals after which it is of use to ask again.
+const PASSING = new Set(["NO_STREAM", "SESSION_MOVED", "TRY_AGAIN", "GOING_AWAY", "INTERNAL"]);
+
+const byId = <T extends HTMLElement>(id: string): T => document.getElementById(id) as T;
+const hex = (bytes: Uint8Array): string => Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("");
+
+// --- fragmented MP4, as far as a decoder needs it ----------------------------------------------------------------------
+
+interface Box { type: string; start: number; end: number }
+
+/** The boxes between two places; stops at one that does not fit. */
+function* boxes(view: DataView, start: number, end: number): Generator<Box> {
+  while (start + 8 <= end) {
+    const size = view.getUint32(start);
+    if (size < 8 || start + size > end) return;
+    const type = String.fromCharCode(...new Uint8Array(view.buffer, view.byteOffset + start + 4, 4));
+    yield { type, start: start + 8, end: start + size };
+    start += size;
+  }
+}
+
+function find(view: DataView, start: number, end: number, path: string[]): Box | undefined {
+  const [first, ...rest] = path;
+  for (const box of boxes(view, start, end)) {
+    if (box.type !== first) continue;
+    // An stsd has 8 bytes before its entries, a visual sample entry 78 before its boxes.
+    const skip = box.type === "stsd" ? 8 : box.type.startsWith("avc") && box.type !== "avcC" ? 78 : 0;
+    return rest.length ? find(view, box.start + skip, box.end, rest) : box;
+  }
+  return undefined;
+}
+
+/** The decoder's configuration record out of an init. */
+function decoderRecord(init: Uint8Array): Uint8Array | undefined {
+  const view = new DataView(init.buffer, init.byteOffset, init.byteLength);
+  for (const entry of ["avc1", "avc3"]) {
+    const box = find(view, 0, init.byteLength, ["moov", "trak", "mdia", "minf", "stbl", "stsd", entry, "avcC"]);
+    if (box) return init.subarray(box.start, box.end);
+  }
+  return undefined;
+}
+
+/** The coded pictures of a fragment, one access unit as the camera made it. */
+function mediaData(fragment: Uint8Array): Uint8Array | undefined {
+  const view = new DataView(fragment.buffer, fragment.byteOffset, fragment.byteLength);
+  const box = find(view, 0, fragment.byteLength, ["mdat"]);
+  return box && fragment.subarray(box.start, box.end);
+}
+
+// --- the chain ---------------------------------------------------------------------------------------------------------
+
+/** Hashes what comes, in order, and compares it with what the relay says that it has kept. */
+class Chain {
+  pieces = 0;
+  bytes = 0;
+  fits = true;
+  /** The chain's value after the newest piece, and the number of that piece. */
+  head = "";
+  newest = -1;
+  private queue: Promise<void> = Promise.resolve();
+
+  add(piece: Piece): void {
+    this.queue = this.queue.then(() => this.check(piece)).catch(() => { this.fits = false; });
+  }
+
+  /** Resolves when all that has come is hashed. */
+  settled(): Promise<void> { return this.queue; }
+
+  private async check(piece: Piece): Promise<void> {
+    const both = new Uint8Array(piece.previous.length + piece.data.length);
+    both.set(piece.previous);
+    both.set(piece.data, piece.previous.length);
+    // A piece hangs on the one before; after one that was skipped, and in a new segment, it begins anew.
+    if (piece.n === this.newest + 1 && piece.n !== 0 && hex(piece.previous) !== this.head) this.fits = false;
+    this.head = hex(new Uint8Array(await crypto.subtle.digest("SHA-256", both)));
+    this.newest = piece.n;
+    this.pieces += 1;
+    this.bytes += piece.data.length;
+    heads.push([piece.n, this.head]);
+    if (heads.length > 10_000) heads.shift();
+  }
+}
+
+/** The newest hashes, with their pieces' numbers, and the grants that were given: tests compare them with what is kept. */
+const heads: [number, string][] = [];
+const grants: string[] = [];
+
+// --- the picture -------------------------------------------------------------------------------------------------------
+
+class Picture {
+  readonly canvas = byId<HTMLCanvasElement>("picture");
+  private readonly context = this.canvas.getContext("2d", { alpha: false, desynchronized: true });
+  private readonly cover = byId("cover");
+  private decoder: VideoDecoder | undefined;
+  private received = new Map<number, number>();
+  private clock = 0;
+  private waitsForKey = true;
+  painted = 0;
+  /** When a picture was painted last, and how old it was against the quickest one. */
+  lastAt = 0;
+  delayMs = 0;
+  private quickest = Infinity;
+
+  configure(codec: string, init: Uint8Array): void {
+    const description = decoderRecord(init);
+    this.close();
+    this.decoder = new VideoDecoder({ output: (frame) => this.paint(frame), error: () => this.close() });
+    this.decoder.configure({ codec, optimizeForLatency: true, ...(description && { description }) });
+    this.waitsForKey = true;
+  }
+
+  decode(piece: Piece): void {
+    if (piece.kind === KEY) this.waitsForKey = false;
+    const data = mediaData(piece.data);
+    if (!this.decoder || this.waitsForKey || !data) return;
+    this.clock += 1;
+    this.received.set(this.clock, piece.receivedMs);
+    this.decoder.decode(new EncodedVideoChunk({ type: piece.kind === KEY ? "key" : "delta", timestamp: this.clock, data }));
+  }
+
+  /** Pieces are missing: what comes next cannot be decoded before a keyframe. */
+  skip(): void { this.waitsForKey = true; }
+
+  private paint(frame: VideoFrame): void {
+    const receivedMs = this.received.get(frame.timestamp) ?? 0;
+    for (const at of this.received.keys()) if (at <= frame.timestamp) this.received.delete(at);
+    const age = Date.now() - receivedMs;
+    this.quickest = Math.min(this.quickest, age);
+    this.delayMs = age - this.quickest;
+    // An old picture is no picture: somebody would act on it.
+    if (this.delayMs <= LATE_MS && this.context) {
+      if (this.canvas.width !== frame.displayWidth) this.canvas.width = frame.displayWidth;
+      if (this.canvas.height !== frame.displayHeight) this.canvas.height = frame.displayHeight;
+      this.context.drawImage(frame, 0, 0);
+      this.painted += 1;
+      this.lastAt = performance.now();
+      this.cover.hidden = true;
+      this.canvas.dispatchEvent(new CustomEvent("painted", { detail: this.painted }));
+    }
+    frame.close();
+  }
+
+  /** Cover what is there with words. */
+  say(text: string): void {
+    this.cover.textContent = text;
+    this.cover.hidden = false;
+  }
+
+  /** Leave no picture behind. */
+  wipe(text: string): void {
+    this.close();
+    this.context?.fillRect(0, 0, this.canvas.width, this.canvas.height);
+    this.say(text);
+  }
+
+  private close(): void {
+    if (this.decoder && this.decoder.state !== "closed") this.decoder.close();
+    this.decoder = undefined;
+    this.received.clear();
+  }
+}
+
+// --- one person watching one camera ------------------------------------------------------------------------------------
+
+class Player {
+  readonly picture = new Picture();
+  readonly chain = new Chain();
+  private socket: WebSocket | undefined;
+  private codec = "";
+  private got = 0;
+  private newest = -1;
+  private over = false;
+  private lastMedia: Date | undefined;
+  private retryMs = RETRY_MS;
+  private extending = 0;
+  private readonly ticking: number;
+
+  constructor(private readonly token: string, private readonly emergency: string, private readonly camera: string) {
+    this.ticking = window.setInterval(() => this.tick(), TICK_MS);
+    show("connecting", "Connecting.");
+    this.picture.wipe("Connecting");
+    void this.connect();
+  }
+
+  private async connect(): Promise<void> {
+    const answer = await ask<Watch>(this.token, "/api/watch", { emergency_id: this.emergency, camera_id: this.camera });
+    if (this.over) return;
+    if ("reason" in answer) {
+      if (!PASSING.has(answer.reason)) this.end(CAUSES[answer.reason] ?? answer.message);
+      else this.again(answer.reason === "NO_STREAM" ? "Waiting for the camera." : "Connecting again.");
+      return;
+    }
+    grants.push(answer.grant.grant_id);
+    byId("who").textContent = `${answer.session.officer_id}, camera ${answer.session.camera_id}`;
+    window.clearInterval(this.extending);
+    this.extending = window.setInterval(() => void ask(this.token, "/api/extend", { grant_id: answer.grant.grant_id }), EXTEND_MS);
+    const socket = this.socket = new WebSocket(`${answer.view_url}/v1/view`);
+    socket.binaryType = "arraybuffer";
+    this.got = 0;
+    socket.onopen = () => socket.send(JSON.stringify({ token: answer.token }));
+    socket.onmessage = (event: MessageEvent<string | ArrayBuffer>) => { if (!this.over && socket === this.socket) this.take(event.data); };
+    socket.onclose = (event) => { if (!this.over && socket === this.socket) this.closed(event); };
+  }
+
+  private take(message: string | ArrayBuffer): void {
+    if (typeof message === "string") {
+      const { init } = JSON.parse(message) as { init: { codec: string; audio: boolean } };
+      this.codec = init.codec;
+      byId("sound").textContent = init.audio ? "with sound" : "no sound";
+      return;
+    }
+    const piece = parse(message);
+    if (!piece) { this.socket?.close(); return; }
+    this.got += message.byteLength;
+    this.socket?.send(JSON.stringify({ got: this.got }));
+    this.lastMedia = new Date();
+    this.retryMs = RETRY_MS;
+    if (piece.kind === INIT) this.picture.configure(this.codec, piece.data);
+    else {
+      if (piece.n !== this.newest + 1) this.picture.skip();
+      this.picture.decode(piece);
+    }
+    this.newest = piece.n;
+    this.chain.add(piece);
+  }
+
+  private closed(event: CloseEvent): void {
+    if (event.code === REVOKED) this.end(CAUSES[event.reason] ?? "you may not watch any more");
+    else this.again("Connecting again.");
+  }
+
+  private again(text: string): void {
+    if (this.lastMedia === undefined) show("connecting", text);
+    window.setTimeout(() => { if (!this.over) void this.connect(); }, this.retryMs);
+    this.retryMs = Math.min(2 * this.retryMs, RETRY_AT_MOST_MS);
+  }
+
+  /** Several times a second: is what is shown still true? */
+  private tick(): void {
+    const { chain, picture } = this;
+    byId("proof").dataset["fits"] = chain.fits ? "yes" : "no";
+    byId("proof").textContent = !chain.pieces ? "" : chain.fits
+      ? `${chain.pieces} pieces received as they were kept · ${chain.head.slice(0, 12)}`
+      : "what was received is not what was kept";
+    if (!picture.painted || this.over) return;
+    const silence = performance.now() - picture.lastAt;
+    byId("age").textContent = `picture of ${new Date(Date.now() - silence).toLocaleTimeString()}`;
+    if (silence < STALE_MS) {
+      const late = Math.round(picture.delayMs / 100) / 10;
+      show(late >= 0.5 ? "delayed" : "live", late >= 0.5 ? `Delayed by ${late} s.` : "Live.");
+      return;
+    }
+    const delayed = this.lastMedia && Date.now() - this.lastMedia.getTime() < STALE_MS;
+    const text = delayed ? `Delayed by ${Math.round(picture.delayMs / 1000)} s: no picture is shown.`
+      : `Interrupted since ${(this.lastMedia ?? new Date()).toLocaleTimeString()}.`;
+    show(delayed ? "delayed" : "interrupted", text);
+    picture.say(text);
+  }
+
+  /** It is over: the picture goes at once. */
+  end(cause: string): void {
+    if (this.over) return;
+    this.over = true;
+    this.picture.wipe(`Ended: ${cause}.`);
+    this.socket?.close();
+    window.clearInterval(this.ticking);
+    window.clearInterval(this.extending);
+    byId("age").textContent = "";
+    show("ended", `Ended because ${cause}.`);
+    byId("leave").hidden = true;
+  }
+}
+
+function parse(message: ArrayBuffer): Piece | undefined {
+  if (message.byteLength < HEAD) return undefined;
+  const view = new DataView(message);
+  if (view.getUint8(0) !== VERSION) return undefined;
+  return {
+    kind: view.getUint8(1), n: view.getUint32(4), receivedMs: Number(view.getBigUint64(8)),
+    previous: new Uint8Array(message, 16, 32), data: new Uint8Array(message, HEAD),
+  };
+}
+
+async function ask<T>(token: string, path: string, content: object): Promise<T | Refusal> {
+  try {
+    const answer = await fetch(path, {
+      method: "POST", headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json" }, body: JSON.stringify(content),
+    });
+    return await answer.json() as T | Refusal;
+  } catch {
+    return { reason: "TRY_AGAIN", message: "the console does not answer" };
+  }
+}
+
+function show(state: State, text: string): void {
+  document.body.dataset["state"] = state;
+  const line = byId("state");
+  if (line.textContent !== text) line.textContent = text;
+}
+
+let player: Player | undefined;
+
+function begin(): void {
+  const wanted = new URLSearchParams(location.hash.slice(1));  // never a token: only what to watch
+  for (const name of ["emergency", "camera"]) byId<HTMLInputElement>(name).value = wanted.get(name) ?? "";
+  if (!("VideoDecoder" in window)) {
+    show("ended", "This browser cannot show live pictures (it has no WebCodecs): use a current Chrome, Edge, Firefox or Safari over https.");
+    byId("ask").hidden = true;
+    return;
+  }
+  byId("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    player?.end("you chose another camera");
+    player = new Player(...(["token", "emergency", "camera"].map((name) => byId<HTMLInputElement>(name).value.trim()) as [string, string, string]));
+    byId("leave").hidden = false;
+  });
+  byId("leave").addEventListener("click", () => player?.end("you stopped watching"));
+}
+
+/** For tests: what has been received and painted. */
+Object.assign(window, { sightline: { heads, grants, player: () => player } });
+begin();
