@@ -62,7 +62,7 @@ class Demo:
 
     async def run(self) -> bool:
         """Run all scenarios, then show what happens until it is stopped; True if all ended as expected."""
-        async with World(self._stack) as world:
+        async with World(self._stack, video=True) as world:
             await world.clear_all()
             members = await self._begin_shift(world)
             watching = asyncio.create_task(self._watch(world))
@@ -135,7 +135,20 @@ class Demo:
             parts.append(f"first camera recorded {self._first_recording_s:.0f} s after the command was typed")
         if all(line.outcome or line.error for line in self._lines):
             parts.append("try `.venv/bin/sightline drill` in another terminal; Ctrl-C ends the demo")
-        return Text(" · ".join(parts), style="bold")
+        lines = [" · ".join(parts)]
+        if self._stack.console and (name := self._recording()):
+            lines.append(f"watch it: http://{self._stack.console}/#emergency={name[0]}&camera={name[1]}")
+            lines.append("with the token that `.venv/bin/sightline token supervisor` prints")
+        return Text("\n".join(lines), style="bold")
+
+    def _recording(self) -> tuple[str, str] | None:
+        """The newest open emergency with a camera that records."""
+        for key in sorted(self._emergencies, reverse=True):
+            change = self._emergencies[key]
+            for result in change.activations:
+                if change.emergency.state == EMERGENCY_STATE_OPEN and name_of(result.state) == "RECORDING":
+                    return key, result.camera_id
+        return None
 
 
 def _cells(change: pb.WatchEmergenciesResponse) -> tuple[str, ...]:

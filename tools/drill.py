@@ -18,7 +18,10 @@ from tools.desk import Desk
 from tools.local.stack import Stack
 from tools.roster import AGENCY, check_in, check_out, member, register
 from tools.simulator.camera import Camera
+from tools.simulator.footage import Footage
 from tools.simulator.gateway import Gateway
+from tools.simulator.viewer import Viewer
+from tools.world import grant_to_watch
 
 _WITHIN_S = 15.0
 # Hop → (service, part of the span's name, which end of the span counts). Hops of Kafka are missing where `reconcile` decided.
@@ -34,6 +37,8 @@ _HOPS = (
     ("camera has its orders", "gateway", "camera record", "start"),
     ("camera records", "gateway", "camera record", "end"),
     ("recording confirmed", "streams", "camera answered", "end"),
+    ("relay has kept the first piece", "relay", "relay first piece", "end"),
+    ("a viewer has the first picture", "gateway", "viewer first picture", "end"),
 )
 _BY_LANE = ("lane reads the event", "lane has decided", "streams reads the decision")
 
@@ -58,11 +63,12 @@ class Drill:
 
 
 async def drill(stack: Stack, number: int = 9000) -> Drill:
-    """Register and check out the drill's officer, press, wait for the recording, clear, check in, read the trace."""
+    """Register and check out the drill's officer, press, watch, wait for the recording, clear, check in, read the trace."""
     actor = member("drill", number)
-    camera = Camera(actor.camera_ids[0], stack.ca.rpc(AGENCY, "camera", actor.camera_ids[0]), stack.targets["streams"])
+    camera_id = actor.camera_ids[0]
     gateway = Gateway("drill", stack.ca.rpc(AGENCY, "gateway", "drill"), stack.targets["emergency"])
-    async with Desk(stack, "platform-admin") as admin, Desk(stack, "supervisor") as supervisor:
+    async with Desk(stack, "platform-admin") as admin, Desk(stack, "supervisor") as supervisor, Footage() as footage:
+        camera = Camera(camera_id, stack.ca.rpc(AGENCY, "camera", camera_id), stack.targets["streams"], footage=footage)
         await register(admin, AGENCY, [actor])
         try:
             await check_out(admin, actor)
@@ -75,6 +81,7 @@ async def drill(stack: Stack, number: int = 9000) -> Drill:
             with telemetry.span("drill"):
                 trace_id = telemetry.trace_id()
                 pressed = await gateway.send(gateway.press(actor.radio, status=emergency_pb2.ALARM_STATUS_EXERCISE))
+                await _see(supervisor, pressed.emergency_id, camera_id)
             outcome = await _outcome(supervisor, pressed.emergency_id)
             ask = streams_pb.GetActivationRequest(emergency_id=pressed.emergency_id)
             by_lane = (await supervisor.call(supervisor.streams.GetActivation, ask)).decided_by.startswith("joiner")
@@ -83,10 +90,19 @@ async def drill(stack: Stack, number: int = 9000) -> Drill:
                 pb.ClearRequest(emergency_id=pressed.emergency_id, disposition=emergency_pb2.DISPOSITION_EXERCISE),
             )
         finally:
+            await camera.finish()
             await camera.power_off()
             await gateway.close()
             await check_in(admin, actor)
     return Drill(pressed.emergency_id, trace_id, outcome, await _hops(stack, trace_id, by_lane=by_lane))
+
+
+async def _see(desk: Desk, emergency_id: str, camera_id: str) -> None:
+    """Watch until the first picture has come."""
+    with telemetry.span("viewer first picture"):
+        given = await grant_to_watch(desk, emergency_id, camera_id)
+        async with Viewer(given.view_url, given.token) as viewer:
+            await _until(lambda: any(piece.kind == "key" for piece in viewer.pieces), "the first picture")
 
 
 async def _outcome(desk: Desk, emergency_id: str) -> str:

@@ -63,6 +63,28 @@ def name_of(state: ActivationState.ValueType) -> str:
     return ActivationState.Name(state).removeprefix("ACTIVATION_STATE_")
 
 
+async def grant_to_watch(desk: Desk, emergency_id: str, camera_id: str) -> sessions_pb.WatchCameraResponse:
+    """A grant, as soon as there is something to watch; TimeoutError says why there is not."""
+    refused: list[str] = []
+
+    async def given() -> sessions_pb.WatchCameraResponse | None:
+        request = sessions_pb.WatchCameraRequest(emergency_id=emergency_id, camera_id=camera_id)
+        try:
+            answer: sessions_pb.WatchCameraResponse = await desk.call(desk.sessions.WatchCamera, request)
+        except grpc.aio.AioRpcError as error:
+            # The press is known to its service a moment before the session is.
+            if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND):
+                refused[:] = [str(error.details())]
+                return None
+            raise
+        return answer
+
+    try:
+        return await until(given, f"a grant to watch {camera_id}")
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}; refused: {refused}") from error
+
+
 class World:
     """Use as an async context manager. Everything it starts ends with it; shifts and emergencies included."""
 
@@ -91,6 +113,7 @@ class World:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await asyncio.gather(*(camera.finish() for camera in self.cameras.values()))
         await asyncio.gather(*(camera.power_off() for camera in self.cameras.values()))
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
             for member in self._on_shift:
@@ -183,25 +206,7 @@ class World:
 
     async def grant(self, emergency_id: str, camera_id: str, desk: Desk | None = None) -> sessions_pb.WatchCameraResponse:
         """A grant for the supervisor, or somebody else, to watch a camera, as soon as there is something to watch."""
-        who, request = desk or self.supervisor, sessions_pb.WatchCameraRequest(emergency_id=emergency_id, camera_id=camera_id)
-
-        refused: list[str] = []
-
-        async def given() -> sessions_pb.WatchCameraResponse | None:
-            try:
-                answer: sessions_pb.WatchCameraResponse = await who.call(who.sessions.WatchCamera, request)
-            except grpc.aio.AioRpcError as error:
-                # The press is known to its service a moment before the session is.
-                if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND):
-                    refused[:] = [str(error.details())]
-                    return None
-                raise
-            return answer
-
-        try:
-            return await until(given, f"a grant to watch {camera_id}")
-        except TimeoutError as error:
-            raise TimeoutError(f"{error}; refused: {refused}") from error
+        return await grant_to_watch(desk or self.supervisor, emergency_id, camera_id)
 
     async def watch(self, emergency_id: str, camera_id: str, desk: Desk | None = None) -> Viewer:
         """A viewer of a camera, to be entered."""

@@ -262,7 +262,8 @@ class RelayService:
         is_news = session.last_media is None or now - session.last_media > _SILENCE_S
         session.last_media, session.stopped = now, False
         if is_news:
-            self._authority.news()
+            with telemetry.span("relay first piece"):
+                self._authority.news()
 
     async def _end(self, ingest: Ingest, cause: str, session: Live | None) -> End:
         try:

@@ -21,7 +21,7 @@ from sightline.streams.v1.camera_link_service_pb2_grpc import CameraLinkServiceS
 from tools.simulator.footage import Footage
 
 _REMEMBER = timedelta(minutes=30)
-_RECONNECT_S, _RESUME_S = 0.1, 0.2
+_RECONNECT_S, _RESUME_S, _FINISH_S = 0.1, 0.2, 3.0
 # Answers of a relay after which the same session may be tried again, as its next segment.
 _AGAIN = frozenset({408, 409, 500, 503})
 _boots = itertools.count(int(time.time()))
@@ -96,6 +96,12 @@ class Camera:
         self.recording = False
         self._stopping.set()
         self.changed()
+
+    async def finish(self) -> None:
+        """The wearer ends the recording at the end of the shift: wait a moment until what streams has ended in order."""
+        self.stop_recording()
+        if tasks := [task for _, task in self._streams.values()]:
+            await asyncio.wait(tasks, timeout=_FINISH_S)
 
     async def cut_media(self, until: asyncio.Event) -> None:
         """Lose the way to the relay, but not the link, until something happens; then the sessions resume."""
