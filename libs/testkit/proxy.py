@@ -7,7 +7,7 @@ import socket
 import struct
 from dataclasses import dataclass, field
 
-_CHUNK = 64 * 1024
+_CHUNK, _SIP = 64 * 1024, 4 * 1024
 
 
 @dataclass
@@ -17,6 +17,8 @@ class Weather:
     swallow_to_server: bool = False
     swallow_to_client: bool = False
     delay_s: float = 0.0
+    # Bytes a second that get through to the client; nought: all.
+    throttle: float = 0.0
     # Reset a connection after so many bytes to the client, counted anew for each connection; None: never.
     reset_after: int | None = None
     # Reset a connection as soon as the client sends this, after passing it on: the answer is lost.
@@ -85,12 +87,14 @@ class Proxy:
     ) -> None:
         passed = 0
         with contextlib.suppress(OSError):
-            while data := await source.read(_CHUNK):
+            while data := await source.read(_CHUNK if not self.weather.throttle else _SIP):
                 weather = self.weather
                 if weather.delay_s:
                     await asyncio.sleep(random.uniform(0.5, 1.5) * weather.delay_s)  # noqa: S311 (jitter)
                 if weather.swallow_to_client if to_client else weather.swallow_to_server:
                     continue
+                if to_client and weather.throttle:
+                    await asyncio.sleep(len(data) / weather.throttle)
                 passed += len(data)
                 if to_client and weather.reset_after is not None and passed > weather.reset_after:
                     sink.write(data[: len(data) // 2])

@@ -33,7 +33,8 @@ _DOT = 4
 class Footage:
     """Use as an async context manager; iterate over `stream()` for the bytes that a camera sends."""
 
-    def __init__(self) -> None:
+    def __init__(self, kbit_s: int = BITRATE_KBIT) -> None:
+        self._kbit_s = kbit_s
         self._init = b""
         self._group: list[Fragment] = []
         self._viewers: set[asyncio.Queue[bytes | None]] = set()
@@ -42,7 +43,11 @@ class Footage:
     async def __aenter__(self) -> Self:
         scene = await asyncio.to_thread(_scene)
         self._encoder = await asyncio.create_subprocess_exec(
-            imageio_ffmpeg.get_ffmpeg_exe(), *_encoding(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            *_encoding(self._kbit_s),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         stdin, stdout = cast(asyncio.StreamWriter, self._encoder.stdin), cast(asyncio.StreamReader, self._encoder.stdout)
         self._tasks = [asyncio.create_task(self._film(scene, stdin)), asyncio.create_task(self._read(stdout))]
@@ -101,10 +106,10 @@ class Footage:
             self._viewers.discard(queue)
 
 
-def _encoding() -> list[str]:
+def _encoding(kbit_s: int) -> list[str]:
     line = (
         f"-loglevel error -f rawvideo -pix_fmt yuv420p -s {WIDTH}x{HEIGHT} -r {FRAMES_PER_S} -i pipe:0"
-        f" -c:v libx264 -preset ultrafast -tune zerolatency -profile:v baseline -g {KEYFRAME_EVERY} -b:v {BITRATE_KBIT}k"
+        f" -c:v libx264 -preset ultrafast -tune zerolatency -profile:v baseline -g {KEYFRAME_EVERY} -b:v {kbit_s}k"
         " -f mp4 -movflags cmaf+frag_every_frame+empty_moov+default_base_moof -write_prft wallclock -flush_packets 1 pipe:1"
     )
     return line.split()

@@ -42,7 +42,8 @@ class Viewer:
     got: int = 0
     close_code: int | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
-    acknowledges: bool = True
+    closed_at: float = 0.0  # of time.monotonic()
+    reads: bool = True  # False: takes nothing, and says nothing, until it is left
 
     async def __aenter__(self) -> Self:
         self._watching = asyncio.create_task(self._watch(), name="viewer")
@@ -60,15 +61,16 @@ class Viewer:
                 client.ws_connect(f"{self.view_url}/v1/view", max_msg_size=_MAX_MESSAGE) as socket,
             ):
                 await socket.send_json({"token": self.token})
+                if not self.reads:
+                    await asyncio.Event().wait()
                 async for message in socket:
                     if message.type == aiohttp.WSMsgType.TEXT:
                         self.codecs.append(json.loads(message.data)["init"])
                     elif message.type == aiohttp.WSMsgType.BINARY:
                         self.pieces.append(_piece(message.data))
                         self.got += len(message.data)
-                        if self.acknowledges:
-                            await socket.send_json({"got": self.got})
-                self.close_code = socket.close_code
+                        await socket.send_json({"got": self.got})
+                self.close_code, self.closed_at = socket.close_code, time.monotonic()
         finally:
             self.over.set()
 
