@@ -9,7 +9,7 @@ from chassis.bus import Publisher, check_topics
 from chassis.clock import SystemClock
 from chassis.db import Database
 from chassis.identity import TokenVerifier
-from chassis.reader import Reader
+from chassis.reader import BatchReader, Reader
 from chassis.rpc import Server, connect
 from chassis.run import App, first_of, run, wait_for
 from contracts.callers import ALLOWED
@@ -33,13 +33,14 @@ from services.streams.events import DECISIONS_SINCE, EMERGENCIES_SINCE, Activati
 from services.streams.peers import Peers
 from services.streams.service import StreamsService
 from services.streams.sessions.api import RelayLinkApi, SessionApi
-from services.streams.sessions.events import SessionAnnouncer
+from services.streams.sessions.events import DutyReader, SessionAnnouncer
 from services.streams.sessions.service import SessionsService
 from services.streams.sessions.store import Store as SessionStore
 from services.streams.settings import StreamsSettings
 from services.streams.store import Store
 
 _SWEEP_S, _SWEEP_ALL_S, _RECONCILE_S, _LOOK_AGAIN_S, _ALIVE_S = 0.25, 5.0, 0.4, 0.1, 1.0
+_LINGER_S = 0.05  # records of duty that come within this time are one question to PostgreSQL
 _SESSIONS_S = 0.01  # besides its own wait
 # Every camera keeps one call open; a replica that has this many refuses more, and they try another.
 _LINKS_AT_MOST = 20_000
@@ -73,6 +74,8 @@ async def main(app: App[StreamsSettings]) -> None:
     decisions = Reader("streams-decisions", DecisionReader.topics, DecisionReader(service), settings.kafka, publisher)
     events = Reader("streams-emergencies", EmergencyReader.topics, EmergencyReader(service), settings.kafka, publisher)
 
+    duty = BatchReader("streams-duty", DutyReader.topics, DutyReader(sessions, clock), settings.kafka, publisher, _LINGER_S)
+
     await wait_for("PostgreSQL", service.warm_up)
     app.ship(database, audit)
 
@@ -82,6 +85,12 @@ async def main(app: App[StreamsSettings]) -> None:
 
     app.background("emergencies", read(events, EMERGENCIES_SINCE))
     app.background("decisions", read(decisions, DECISIONS_SINCE))
+
+    async def read_duty() -> None:
+        await wait_for("Kafka topics", lambda: check_topics(settings.kafka, DutyReader.topics))
+        await duty.consume()
+
+    app.background("duty", read_duty())
     app.repeat("reconcile", _RECONCILE_S, service.reconcile)
     app.repeat("second look", _LOOK_AGAIN_S, service.look_again)
     app.repeat("alive", _ALIVE_S, service.say_alive)

@@ -322,14 +322,14 @@ async def test_a_camera_streams_once_for_two_emergencies_and_ends_with_another_h
     async with await world.watch(second.emergency_id, camera_id) as viewer:
         await _gets(viewer)
         assert (await world.session(second.emergency_id, LIVE)).session_id == session.session_id
-        # The camera changes hands while it streams; the next press is another officer's.
+        # The camera changes hands while it streams: nobody may see the next wearer because of this emergency.
         await world.end_shift(officer)
         await world.cameras[camera_id].power_off()
         successor = replace(someone(), camera_ids=(camera_id,))
         await world.duty(successor)
-        third = await world.press(successor.radio)
         await asyncio.wait_for(viewer.over.wait(), 30)
         assert viewer.close_code == REVOKED
+    third = await world.press(successor.radio)
     fresh = await world.session(third.emergency_id, LIVE)
     assert (fresh.officer_id, fresh.camera_id) == (successor.officer_id, camera_id)
     old = next(each for each in await world.sessions(second.emergency_id) if each.session_id == session.session_id)

@@ -1,15 +1,22 @@
-"""Sessions and grants to protobuf, and out to Kafka."""
+"""Sessions and grants to protobuf, and out to Kafka; who wears which camera, in."""
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
-from chassis.bus import Record
+from chassis.bus import Received, Record, parse
+from chassis.clock import Clock
 from chassis.db import Transaction
-from contracts.topics import STREAM_GRANT, STREAM_SESSION
+from chassis.errors import PoisonError
+from contracts.topics import REGISTRY_DUTY, STREAM_GRANT, STREAM_SESSION
 from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
+from sightline.registry.v1.duty_pb2 import DutyRecord
 from sightline.streams.v1 import session_pb2 as pb
 
-from services.streams.sessions.model import Grant, Session
+from services.streams.sessions.model import Grant, Holding, Session
+from services.streams.sessions.service import SessionsService
+
+_ID = 63  # characters of a name at the most
 
 
 def to_session(s: Session) -> pb.Session:
@@ -81,3 +88,31 @@ class SessionAnnouncer:
         """Publish the snapshot with the transaction."""
         key, subject = grant.session_id.encode(), f"grants/{grant.grant_id}"
         tx.emit(Record.of(STREAM_GRANT, key, pb.GrantEvent(grant=to_grant(grant)), source="streams", subject=subject))
+
+
+class DutyReader:
+    """Takes in who holds what."""
+
+    topics = (REGISTRY_DUTY,)
+
+    def __init__(self, service: SessionsService, clock: Clock) -> None:
+        self._service, self._clock = service, clock
+
+    async def __call__(self, batch: Sequence[Received]) -> None:
+        """Handle records of `registry.duty`; what a record says of now is compared with what streams."""
+        now = self._clock.now()
+        if holdings := [holding for received in batch for holding in _holdings(parse(DutyRecord, received.value), now)]:
+            await self._service.hold(holdings)
+
+
+def _holdings(record: DutyRecord, now: datetime) -> list[Holding]:
+    names = [record.agency_id, *(name for each in record.intervals for name in (each.officer_id, *each.camera_ids))]
+    if not all(len(name) <= _ID and "\0" not in name for name in names):
+        raise PoisonError("a duty record with impossible names")
+    told_at = record.published_at.ToDatetime(UTC)
+    return [
+        Holding(record.agency_id, camera_id, each.officer_id, told_at)
+        for each in record.intervals
+        if getattr(each, "from").ToDatetime(UTC) <= now and not (each.HasField("to") and each.to.ToDatetime(UTC) <= now)
+        for camera_id in each.camera_ids
+    ]

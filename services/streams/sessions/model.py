@@ -71,6 +71,16 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """Who wears a camera now, as the registry told at that time."""
+
+    agency_id: str
+    camera_id: str
+    officer_id: str
+    told_at: datetime
+
+
+@dataclass(frozen=True)
 class Session:
     """One camera's stream; every change raises the version. An empty `relay_id`: no relay takes it yet."""
 

@@ -26,6 +26,7 @@ from services.streams.sessions.model import (
     TOKEN_LASTS,
     Grant,
     GrantEnd,
+    Holding,
     Relay,
     Session,
     SessionEnd,
@@ -55,6 +56,7 @@ class Store(Protocol):
     async def session(self, tx: Transaction, session_id: str) -> Session | None: ...
     async def sessions(self, tx: Transaction, ids: Sequence[str]) -> list[Session]: ...
     async def open_of_cameras(self, tx: Transaction, names: Sequence[tuple[str, str]]) -> list[Session]: ...
+    async def held_by_others(self, tx: Transaction, holdings: Sequence[Holding]) -> list[Session]: ...
     async def homeless(self, tx: Transaction) -> list[Session]: ...
     async def pointless(self, tx: Transaction) -> list[Session]: ...
     async def silent(self, tx: Transaction) -> list[Session]: ...
@@ -131,9 +133,12 @@ class SessionsService:
         now = self._clock.now()
         async with self._database.transaction() as tx:
             wanted = _one_a_camera(await self._store.wanted(tx))
-            there = await self._store.open_of_cameras(tx, [(w.agency_id, w.camera_id) for w in wanted])
-            gone = [session.ended(SessionEnd.HOLDER_CHANGED, now) for session in there]
-            await self._save(tx, there, gone)
+            officers = {(w.agency_id, w.camera_id): w.officer_id for w in wanted}
+            there = await self._store.open_of_cameras(tx, list(officers))
+            # Another replica may have placed the very session meanwhile: only another officer's is over.
+            others = [session for session in there if session.officer_id != officers[session.agency_id, session.camera_id]]
+            gone = [session.ended(SessionEnd.HOLDER_CHANGED, now) for session in others]
+            await self._save(tx, others, gone)
             relays = choose(await self._store.loads(tx), len(wanted))
             new = [Session.begin(str(uuid7()), w, r, secrets.token_urlsafe(32), now) for w, r in zip(wanted, relays, strict=True)]
             added = await self._store.add(tx, new)
@@ -185,6 +190,19 @@ class SessionsService:
             sessions = await self._save_grants(tx, found, lapsed)
         self._push(lapsed)
         self._wake_cameras(sessions)
+
+    async def hold(self, holdings: Sequence[Holding]) -> None:
+        """Cameras are worn by these officers now: what streams for somebody else ends."""
+        now = self._clock.now()
+        async with self._database.transaction() as tx:
+            found = {session.session_id: session for session in await self._store.held_by_others(tx, holdings)}
+            sessions = list(found.values())
+            ended = [session.ended(SessionEnd.HOLDER_CHANGED, now) for session in sessions]
+            await self._save(tx, sessions, ended)
+            await self._raise(tx, ended)
+        self._wake_cameras(ended)
+        if ended:
+            self._nudge.set()
 
     # --- what relays ask and tell --------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import LiteralString
 from chassis.db import NOT_DURABLE, Row, Statements, Transaction
 from psycopg.types.range import Range
 
-from services.streams.sessions.model import Grant, Relay, Session, SessionState, Wanted
+from services.streams.sessions.model import Grant, Holding, Relay, Session, SessionState, Wanted
 
 _ALIVE: LiteralString = "seen_at > now() - interval '3 s'"
 _SESSION: LiteralString = (
@@ -138,6 +138,16 @@ class Store:
             " WHERE s.state <> 'ENDED' ORDER BY s.session_id"
         )
         return await self._sessions(tx, query, [[agency for agency, _ in names], [camera for _, camera in names]])
+
+    async def held_by_others(self, tx: Transaction, holdings: Sequence[Holding]) -> list[Session]:
+        """Sessions of cameras that somebody else wears, as was told since they began: older news is of before; locked."""
+        query: LiteralString = (
+            " FROM session s JOIN unnest(%s::text[], %s::text[], %s::text[], %s::timestamptz[]) AS n (agency, camera, officer, at)"
+            " ON s.agency_id = n.agency AND s.camera_id = n.camera WHERE s.state <> 'ENDED' AND s.officer_id <> n.officer"
+            " AND s.created_at < n.at ORDER BY s.session_id"
+        )
+        columns = ([getattr(each, name.name) for each in holdings] for name in fields(Holding))
+        return await self._sessions(tx, query, list(columns))
 
     async def homeless(self, tx: Transaction) -> list[Session]:
         """Sessions whose relay is gone, while there are others; locked."""
