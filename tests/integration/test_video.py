@@ -3,9 +3,11 @@
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
@@ -93,9 +95,12 @@ def _folder(stack: Stack, session: Session) -> Path:
 
 
 def _kept(stack: Stack, session: Session) -> list[str]:
-    """The chain values of all kept pieces, in order."""
-    lines = [json.loads(line) for file in sorted(_folder(stack, session).glob("*.jsonl")) for line in file.read_text().splitlines()[1:]]
-    return [line["chain"] for line in lines if "end" not in line]
+    """The chain values of all pieces that were kept as they came, in order."""
+    return [line["chain"] for file in sorted(_folder(stack, session).glob("*-live.jsonl")) for line in _entries(file)]
+
+
+def _entries(index: Path) -> list[dict[str, Any]]:
+    return [line for line in map(json.loads, index.read_text().splitlines()[1:]) if "end" not in line]
 
 
 async def test_what_viewers_get_is_what_is_kept(world: World, someone: Someone, stack: Stack, records: Records) -> None:
@@ -122,7 +127,7 @@ async def test_what_viewers_get_is_what_is_kept(world: World, someone: Someone, 
     world.cameras[camera_id].stop_recording()
     session = await world.session(pressed.emergency_id, ENDED)
     assert session.end_cause == SessionEndCause.SESSION_END_CAUSE_CAMERA_STOPPED
-    (index,) = _folder(stack, session).glob("*.jsonl")
+    (index,) = _folder(stack, session).glob("*-live.jsonl")
 
     async def published() -> dict[int, str] | None:
         heads = {h.piece: h.chain.hex() for h in records.heads if h.recording_id == session.session_id}
@@ -133,6 +138,34 @@ async def test_what_viewers_get_is_what_is_kept(world: World, someone: Someone, 
     assert verdict.finding is None
     assert verdict.end == "CAMERA_STOPPED"
     assert verdict.pieces == len(_kept(stack, session))
+
+
+async def test_what_the_camera_saw_before_the_press_is_kept_too(world: World, someone: Someone, stack: Stack) -> None:
+    officer = await world.duty(someone())
+    # It has been seeing something for some seconds.
+    await until(_has_past(world), "some footage")
+    pressed_ms = time.time_ns() // 1_000_000
+    pressed = await world.press(officer.radio)
+    session = await world.session(pressed.emergency_id, LIVE)
+
+    async def uploaded() -> bool:
+        file = _folder(stack, session) / "0000-pre.jsonl"
+        return file.exists() and verify_file(file).end == "CAMERA_STOPPED"
+
+    await until(uploaded, "the time before the press")
+    before = _entries(_folder(stack, session) / "0000-pre.jsonl")
+    assert before[1]["kind"] == "key"
+    assert before[1]["captured_ms"] < pressed_ms - 2000
+    live = _entries(_folder(stack, session) / "0001-live.jsonl")
+    assert before[-1]["captured_ms"] >= live[1]["captured_ms"]
+
+
+def _has_past(world: World) -> Callable[[], Awaitable[bool]]:
+    async def has() -> bool:
+        now = time.monotonic()
+        return world.footage is not None and len(world.footage.between(now - 5, now)) > 80
+
+    return has
 
 
 async def test_a_clear_ends_viewing_and_not_recording(world: World, someone: Someone, records: Records) -> None:
@@ -223,10 +256,22 @@ async def test_a_camera_that_was_cut_off_resumes_the_same_session(world: World, 
         assert until_ - since >= 15_000
         # The new segment has a chain of its own; a slow viewer may have skipped to a keyframe besides.
         assert [viewer.pieces[at].kind for at in viewer.breaks if viewer.pieces[at].kind != "key"] == ["init"]
-    files = sorted(_folder(stack, resumed).glob("*.jsonl"))
-    assert [file.stem for file in files] == ["0001-live", "0002-live"]
-    assert verify_file(files[0]).end == "CONNECTION_LOST"
-    assert all(verify_file(file).finding is None for file in files)
+
+    def late() -> Path:
+        return _folder(stack, resumed) / "0002-late.jsonl"
+
+    async def uploaded() -> bool:
+        return late().exists() and verify_file(late()).end == "CAMERA_STOPPED"
+
+    await until(uploaded, "what was missed")
+    files = {file.stem: file for file in _folder(stack, resumed).glob("*.jsonl")}
+    assert set(files) == {"0000-pre", "0001-live", "0002-late", "0002-live"}
+    assert verify_file(files["0001-live"]).end == "CONNECTION_LOST"
+    assert all(verify_file(file).finding is None for file in files.values())
+    # What was missed begins before the last that came live, and ends where the next live segment goes on: nothing is lost.
+    captured = {name: [entry["captured_ms"] for entry in _entries(file)[1:]] for name, file in files.items()}
+    assert captured["0002-late"][0] <= captured["0001-live"][-1]
+    assert captured["0002-late"][-1] >= captured["0002-live"][0]
 
 
 async def _watch(desk: Desk, emergency_id: str, camera_id: str) -> pb.WatchCameraResponse:

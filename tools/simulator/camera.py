@@ -22,6 +22,8 @@ from tools.simulator.footage import Footage
 
 _REMEMBER = timedelta(minutes=30)
 _RECONNECT_S, _RESUME_S, _FINISH_S = 0.1, 0.2, 3.0
+# What a camera keeps of the time before it recorded is sent too; at most 5 Mbit/s, so that live pictures come first.
+PRE_EVENT_S, _UPLOAD_BYTES, _UPLOAD_PAUSE_S = 30.0, 32 * 1024, 0.05
 # Answers of a relay after which the same session may be tried again, as its next segment.
 _AGAIN = frozenset({408, 409, 500, 503})
 _boots = itertools.count(int(time.time()))
@@ -70,6 +72,7 @@ class Camera:
     _pending: dict[Name, asyncio.Task[None]] = field(default_factory=dict)
     _running: asyncio.Task[None] | None = None
     _streams: dict[str, tuple[pb.PublishOrder, asyncio.Task[None]]] = field(default_factory=dict)
+    _sent_until: dict[str, float] = field(default_factory=dict)  # of the monotonic clock, by session
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _cut: bool = False
     _boot: int = 0
@@ -178,22 +181,31 @@ class Camera:
                 self._streams[session_id] = order, asyncio.create_task(self._stream(order, self.footage), name=f"{self.camera_id} streams")
 
     async def _stream(self, order: pb.PublishOrder, footage: Footage) -> None:
-        """One request a segment; the next one when that breaks."""
+        """One request a segment; the next one when that breaks. What came before, or was missed, goes beside it as a segment of its own."""
         tls = ssl.create_default_context(cafile=str(self.rpc.ca_file))
         tls.load_cert_chain(self.rpc.cert_file, self.rpc.key_file)
         headers = {"Authorization": f"Bearer {order.token}", telemetry.TRACEPARENT: order.traceparent}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=3)
-        async with aiohttp.ClientSession(timeout=timeout) as client:
+        async with aiohttp.ClientSession(timeout=timeout, headers=headers) as client, asyncio.TaskGroup() as uploads:
+
+            async def post(name: str, data: AsyncGenerator[bytes, None]) -> int:
+                url = f"{order.url}/v1/sessions/{order.session_id}/segments/{name}"
+                try:
+                    async with client.post(url, data=data, ssl=tls) as answer:
+                        return answer.status
+                except (aiohttp.ClientError, TimeoutError):
+                    return 503
+
             while True:
                 self.sent[order.session_id] = n = self.sent.get(order.session_id, 0) + 1
-                url = f"{order.url}/v1/sessions/{order.session_id}/segments/{n:04}-live"
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                    async with client.post(url, data=self._media(footage), headers=headers, ssl=tls) as answer:
-                        if answer.status not in _AGAIN:
-                            return  # ended in order, or not ours: only new orders change that
+                name, now = ("0000-pre", time.monotonic()) if n == 1 else (f"{n:04}-late", time.monotonic())
+                if missed := footage.between(self._sent_until.get(order.session_id, now - PRE_EVENT_S), now):
+                    uploads.create_task(post(name, _slowly(missed)))
+                if await post(f"{n:04}-live", self._media(order.session_id, footage)) not in _AGAIN:
+                    return  # ended in order, or not ours: only new orders change that
                 await asyncio.sleep(_RESUME_S)
 
-    async def _media(self, footage: Footage) -> AsyncGenerator[bytes, None]:
+    async def _media(self, session_id: str, footage: Footage) -> AsyncGenerator[bytes, None]:
         """What the camera sees, until it stops recording."""
         stream = footage.stream()
         stopping = asyncio.create_task(self._stopping.wait())
@@ -208,6 +220,7 @@ class Camera:
                 if not coming.result():
                     return  # the link is too slow for us: the next segment begins at the newest keyframe
                 yield coming.result()
+                self._sent_until[session_id] = time.monotonic()
         finally:
             stopping.cancel()
             await stream.aclose()
@@ -240,3 +253,10 @@ class Camera:
             if self.faults.stutters:
                 self.on_act(self, handled)
             self.changed()
+
+
+async def _slowly(pieces: list[bytes]) -> AsyncGenerator[bytes, None]:
+    data = b"".join(pieces)
+    for at in range(0, len(data), _UPLOAD_BYTES):
+        yield data[at : at + _UPLOAD_BYTES]
+        await asyncio.sleep(_UPLOAD_PAUSE_S)

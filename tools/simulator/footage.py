@@ -6,6 +6,7 @@ One encoder for all cameras of a simulator: a hundred of them on a laptop would 
 import asyncio
 import subprocess
 import time
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from types import TracebackType
@@ -18,6 +19,8 @@ WIDTH, HEIGHT, FRAMES_PER_S, KEYFRAME_EVERY, BITRATE_KBIT = 640, 360, 20, 20, 12
 # The machines' clock: a strip of blocks along the lower edge, white for one, black for nought, highest bit first:
 # 48 bits of milliseconds since 1970, 8 bits of their sum of bytes.
 BLOCK, CLOCK_BITS, SUM_BITS = 10, 48, 8
+# A camera's own store, in seconds: for what it saw before it recorded, and while it had no link.
+KEPT_S = 120.0
 _WHITE, _BLACK = 235, 16
 _SCENE_FRAMES = 40
 _WAITING_AT_MOST = 400
@@ -37,6 +40,7 @@ class Footage:
         self._kbit_s = kbit_s
         self._init = b""
         self._group: list[Fragment] = []
+        self._past: deque[tuple[float, Fragment]] = deque()
         self._viewers: set[asyncio.Queue[bytes | None]] = set()
         self._begun = asyncio.Event()
 
@@ -84,6 +88,9 @@ class Footage:
             self._init = piece.data
             return
         self._group = [piece] if piece.is_keyframe else [*self._group, piece]
+        self._past.append((time.monotonic(), piece))
+        while self._past[0][0] < time.monotonic() - KEPT_S:
+            self._past.popleft()
         self._begun.set()
         for viewer in list(self._viewers):
             if viewer.qsize() < _WAITING_AT_MOST:
@@ -91,6 +98,14 @@ class Footage:
             else:
                 self._viewers.discard(viewer)
                 viewer.put_nowait(None)
+
+    def between(self, since: float, until: float) -> list[bytes]:
+        """What was seen between two times of the monotonic clock, as a segment: the init, then from the last keyframe before on."""
+        seen = [(at, fragment) for at, fragment in self._past if at <= until]
+        first = max((n for n, (at, fragment) in enumerate(seen) if fragment.is_keyframe and at <= since), default=None)
+        if first is None:
+            first = next((n for n, (_, fragment) in enumerate(seen) if fragment.is_keyframe), len(seen))
+        return [self._init, *(fragment.data for _, fragment in seen[first:])] if seen[first:] else []
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """From the last keyframe on, as a camera with a buffer sends it; ends for one that does not keep up."""

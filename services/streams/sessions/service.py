@@ -233,7 +233,11 @@ class SessionsService:
         """
         async with self._database.transaction() as tx:
             session = await self._store.session(tx, session_id)
-            if session is None or (session.agency_id, session.camera_id) != camera or not secrets.compare_digest(session.token, token):
+            if (
+                session is None
+                or (session.agency_id, session.camera_id) != camera
+                or not secrets.compare_digest(session.token.encode(), token.encode())
+            ):
                 raise Forbidden(Reason.ERROR_REASON_CALLER_NOT_ALLOWED, "this is no session of this camera, or not its token")
             if session.ended_at or session.relay_id != relay_id:
                 raise Changed(Reason.ERROR_REASON_SESSION_MOVED, "the session is over, or at another relay: see the newest orders")

@@ -52,6 +52,8 @@ _LAPSED: LiteralString = (
     " OR g.redeemed_at IS NULL AND g.token_expires_at <= now() OR g.lease_until <= now() - interval '60 s')"
 )
 _AT_ONCE: LiteralString = " LIMIT 200"
+# Sweeps of several replicas do not wait for each other, nor for anybody: the next one comes soon.
+_WHO_IS_FREE: LiteralString = " SKIP LOCKED"
 
 
 class Store:
@@ -151,18 +153,20 @@ class Store:
 
     async def homeless(self, tx: Transaction) -> list[Session]:
         """Sessions whose relay is gone, while there are others; locked."""
-        return await self._sessions(tx, _HOMELESS + _AT_ONCE)
+        return await self._sessions(tx, _HOMELESS + _AT_ONCE, lock=_WHO_IS_FREE)
 
     async def pointless(self, tx: Transaction) -> list[Session]:
         """Sessions without media whose emergency has been cleared; locked."""
-        return await self._sessions(tx, _POINTLESS + _AT_ONCE)
+        return await self._sessions(tx, _POINTLESS + _AT_ONCE, lock=_WHO_IS_FREE)
 
     async def silent(self, tx: Transaction) -> list[Session]:
         """Sessions that have had no media for too long; locked."""
-        return await self._sessions(tx, _SILENT + _AT_ONCE)
+        return await self._sessions(tx, _SILENT + _AT_ONCE, lock=_WHO_IS_FREE)
 
-    async def _sessions(self, tx: Transaction, query: LiteralString, parameters: Sequence[object] = ()) -> list[Session]:
-        return [_session(row) for row in await tx.all(f"SELECT {_SESSION} {query} FOR UPDATE OF s", list(parameters))]
+    async def _sessions(
+        self, tx: Transaction, query: LiteralString, parameters: Sequence[object] = (), lock: LiteralString = ""
+    ) -> list[Session]:
+        return [_session(row) for row in await tx.all(f"SELECT {_SESSION} {query} FOR UPDATE OF s{lock}", list(parameters))]
 
     async def still_live(self, db: Statements, heard: Sequence[tuple[str, datetime]]) -> set[str]:
         """Note fresh media of sessions about which nothing else changes; returns those."""
@@ -234,16 +238,18 @@ class Store:
     async def groundless(self, tx: Transaction) -> list[tuple[Grant, str]]:
         """Grants whose emergency was cleared or whose session is over, with the session's end cause, empty for the first; locked."""
         rows = await tx.all(
-            f"SELECT {_GRANT}, CASE WHEN k.is_open THEN s.end_cause ELSE '' END AS cause {_GROUNDLESS}{_AT_ONCE} FOR UPDATE OF g"
+            f"SELECT {_GRANT}, CASE WHEN k.is_open THEN s.end_cause ELSE '' END AS cause {_GROUNDLESS}{_AT_ONCE} FOR UPDATE OF g{_WHO_IS_FREE}"
         )
         return [(Grant(**{k: v for k, v in row.items() if k != "cause"}), row["cause"]) for row in rows]
 
     async def lapsed(self, tx: Transaction) -> list[Grant]:
         """Grants that time has ended; locked."""
-        return await self._grants(tx, _LAPSED + _AT_ONCE)
+        return await self._grants(tx, _LAPSED + _AT_ONCE, lock=_WHO_IS_FREE)
 
-    async def _grants(self, tx: Transaction, query: LiteralString, parameters: Sequence[object] = ()) -> list[Grant]:
-        return [Grant(**row) for row in await tx.all(f"SELECT {_GRANT} {query} FOR UPDATE OF g", list(parameters))]
+    async def _grants(
+        self, tx: Transaction, query: LiteralString, parameters: Sequence[object] = (), lock: LiteralString = ""
+    ) -> list[Grant]:
+        return [Grant(**row) for row in await tx.all(f"SELECT {_GRANT} {query} FOR UPDATE OF g{lock}", list(parameters))]
 
     async def renew(self, db: Statements, relay_id: str, ids: Sequence[str], until: datetime) -> set[str]:
         """Prolong the leases of those grants that hold; returns them."""
