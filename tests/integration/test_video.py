@@ -130,8 +130,8 @@ async def test_what_viewers_get_is_what_is_kept(world: World, someone: Someone, 
     (index,) = _folder(stack, session).glob("*-live.jsonl")
 
     async def published() -> dict[int, str] | None:
-        heads = {h.piece: h.chain.hex() for h in records.heads if h.recording_id == session.session_id}
-        return heads or None
+        name = (session.session_id, index.stem)
+        return {h.piece: h.chain.hex() for h in records.heads if (h.recording_id, h.segment_id) == name} or None
 
     anchors = await until(published, "chain heads")
     verdict = verify_file(index, anchors)

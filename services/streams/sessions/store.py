@@ -238,7 +238,8 @@ class Store:
     async def groundless(self, tx: Transaction) -> list[tuple[Grant, str]]:
         """Grants whose emergency was cleared or whose session is over, with the session's end cause, empty for the first; locked."""
         rows = await tx.all(
-            f"SELECT {_GRANT}, CASE WHEN k.is_open THEN s.end_cause ELSE '' END AS cause {_GROUNDLESS}{_AT_ONCE} FOR UPDATE OF g{_WHO_IS_FREE}"
+            f"SELECT {_GRANT}, CASE WHEN k.is_open THEN s.end_cause ELSE '' END AS cause {_GROUNDLESS}{_AT_ONCE}"
+            f" FOR UPDATE OF g{_WHO_IS_FREE}"
         )
         return [(Grant(**{k: v for k, v in row.items() if k != "cause"}), row["cause"]) for row in rows]
 
