@@ -60,7 +60,7 @@ lint: $(READY) $(PAGE_READY) ## formats, types, import rules, schemas, and that 
 	@PYTHONPATH=libs:. $(BIN)/lint-imports > .venv/imports.log || { cat .venv/imports.log; exit 1; }
 	@$(BIN)/buf lint && $(BIN)/buf format --diff --exit-code protos
 	@rm -rf .venv/generated && mkdir .venv/generated && $(MAKE) --no-print-directory GENERATED=.venv/generated generate
-	@$(TSC) --outDir .venv/generated && cmp -s .venv/generated/player.js $(PAGE)/player.js || { echo "run: make page"; exit 1; }
+	@$(TSC) --outDir .venv/generated && diff -q .venv/generated/player.js $(PAGE)/player.js || { echo "run: make page"; exit 1; }
 	@for part in sightline buf; do diff -rq -x __pycache__ .venv/generated/$$part libs/$$part || { echo "run: make proto"; exit 1; }; done
 
 format: $(READY) ## format Python and protos
@@ -82,8 +82,9 @@ page: $(PAGE_READY) ## compile the console's page from TypeScript
 chart: $(READY) ## render and check the Helm chart (needs helm on the PATH)
 	@deploy/helm/check
 
-bench: $(READY) ## measure the path on this machine beside the least it could take (about six minutes)
+bench: $(READY) $(PAGE_READY) ## measure the path on this machine beside the least it could take, and live video (about eight minutes)
 	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench.media
 
 lock: $(READY) ## resolve the lock files anew
 	@$(COMPILE) --upgrade -o requirements.lock
