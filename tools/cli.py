@@ -229,11 +229,12 @@ def roster_import(
 
 @evidence_app.command("verify")
 def evidence_verify(
-    path: Annotated[Path, typer.Argument(help="A segment (.mp4 or .jsonl), or a folder of them.", exists=True)],
+    what: Annotated[str, typer.Argument(help="A segment (.mp4 or .jsonl), a folder of them, or the id of a session of the local stack.")],
     anchors: Annotated[
         Path | None,
         typer.Option(help="Chain values published at the time: JSON lines with recording_id, segment_id, n, chain.", exists=True),
     ] = None,
+    data: Data = local.DEFAULT_DATA,
     as_json: Json = False,
 ) -> None:
     """Recompute the hash chain of a recording from its bytes, offline; exit 1 and name the first piece that is not what was kept."""
@@ -241,7 +242,7 @@ def evidence_verify(
 
     try:
         with Progress(console=err, transient=True) as bar:
-            checked = check(path, anchors, bar)
+            checked = check(what, data, anchors, bar)
     except Unreadable as error:
         err.print(f"[red]{error}[/red]", highlight=False)
         raise typer.Exit(2) from error

@@ -1,6 +1,8 @@
 """`sightline evidence verify`: the chain of recorded segments, from nothing but the files."""
 
+import glob
 import json
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import BinaryIO
 from media.chain import Verdict
 from media.files import verify_file
 from rich.progress import Progress
+
+_SEPARATORS = {os.sep, "."}
 
 
 class Unreadable(Exception):
@@ -54,12 +58,23 @@ class Checked:
         }
 
 
-def check(path: Path, anchors: Path | None, bar: Progress) -> list[Checked]:
-    """Check a segment, or all in a folder; Unreadable if there is none, or if the anchors are none."""
+def check(what: str, data: Path, anchors: Path | None, bar: Progress) -> list[Checked]:
+    """Check a segment, all in a folder, or all of a session that the local stack has kept.
+
+    Unreadable if there is none, or if the anchors are none.
+    """
     known = _anchors(anchors) if anchors else {}
-    indexes = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path.with_suffix(".jsonl")]
+    path = Path(what)
+    if path.exists() or _SEPARATORS & set(what):
+        indexes = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path.with_suffix(".jsonl")]
+    else:
+        # Relays each have a folder; a session that moved has segments in several.
+        indexes = sorted(data.glob(f"relay-*/{glob.escape(what)}/*.jsonl"), key=lambda index: index.name)
     if not indexes or not indexes[0].exists():
-        raise Unreadable(f"{path}: no segment here; a segment is a .mp4 with its index, a .jsonl of the same name, beside it")
+        raise Unreadable(
+            f"{what}: no segment here. Name a segment (a .mp4 with its index, a .jsonl of the same name, beside it), a folder of them,"
+            f" or a session that the stack in {data} has kept"
+        )
 
     def read(media: Path) -> BinaryIO:
         return bar.open(media, "rb", description=media.stem)

@@ -73,3 +73,15 @@ def test_what_cannot_be_checked_says_what_to_do(tmp_path: Path, recording: tuple
     empty.mkdir()
     code, _, said = verify(empty)
     assert (code, "no segment here" in " ".join(said.split())) == (2, True)
+
+
+def test_a_session_is_found_by_its_id_also_if_it_has_moved(recording: tuple[Path, list[Entry]], tmp_path: Path) -> None:
+    for relay, segment in (("relay-a", "0001-live"), ("relay-b", "0002-live")):
+        there = tmp_path / "data" / relay / "rec"
+        there.mkdir(parents=True)
+        for kind in (".mp4", ".jsonl"):
+            (recording[0] / segment).with_suffix(kind).rename(there / f"{segment}{kind}")
+    code, found, _ = verify("rec", "--data", tmp_path / "data")
+    assert (code, [each["segment"] for each in found]) == (0, ["rec/0001-live", "rec/0002-live"])
+    code, _, said = verify("rec-2", "--data", tmp_path / "data")
+    assert (code, "no segment here" in " ".join(said.split())) == (2, True)
