@@ -54,4 +54,5 @@ async def test_a_cad_raises_an_alarm_and_another_agency_reads_of_it(world: World
     assert raised[1] == "PRESS_OUTCOME_OPENED"
     assert await world.states(raised[0]) == {officer.camera_ids[0]: "RECORDING"}
     lines = [line.split() for line in run("agency", checkout, world.stack).splitlines()]
-    assert [raised[0], "1", "EMERGENCY_STATE_OPEN", officer.officer_id] in lines
+    # Version 1, unless the registry took longer than a press waits for it.
+    assert [raised[0], "EMERGENCY_STATE_OPEN", officer.officer_id] in [[line[0], *line[2:]] for line in lines]

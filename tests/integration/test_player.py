@@ -120,8 +120,7 @@ async def test_a_press_is_seen_and_what_the_page_hashed_is_what_was_kept(world: 
         heads, kept = await seat.heads(), _kept(stack, session.session_id)
         assert len(heads) >= 5
         assert set(heads) <= set(kept)
-        assert "received as they were kept" in await seat.page.inner_text("#proof")
-        assert await seat.page.get_attribute("#proof", "data-fits") == "yes"
+        await seat.page.wait_for_selector("#proof[data-fits=yes]:has-text('received as they were kept')", timeout=_WITHIN_MS)
         assert not seat.complaints
 
 

@@ -291,7 +291,8 @@ async def test_a_drill_prints_its_hops_in_order(world: World) -> None:
     names = [hop.name for hop in found.hops]
     assert found.outcome == "RECORDING"
     assert names[0] == "gateway sends the press"
-    assert names[-1] == "recording confirmed"
+    assert {"recording confirmed", "relay has kept the first piece"} <= set(names)
+    assert names[-1] in ("a viewer has the first picture", "recording confirmed")
     assert [hop.since_press_ms for hop in found.hops] == sorted(hop.since_press_ms for hop in found.hops)
 
 
