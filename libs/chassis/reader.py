@@ -113,7 +113,10 @@ class Reader:
         positions = {(received.topic, received.partition): received.offset + 1 for received in batch}
         if commit:
             done = [TopicPartition(topic, partition, offset) for (topic, partition), offset in positions.items()]
-            await self._off_loop(lambda: consumer.commit(offsets=done, asynchronous=False))
+            try:
+                await self._off_loop(lambda: consumer.commit(offsets=done, asynchronous=False))
+            except KafkaException as error:  # a broker or the group has changed: they come again, to whoever has the partition now
+                telemetry.log().warning("positions not kept", reader=self._name, error=str(error))
         else:
             self._check_caught_up(positions)
 

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 # A fragment is a frame or some; 8 MiB is a second at 64 Mbit/s.
 MAX_FRAGMENT, MAX_INIT = 8 * 1024 * 1024, 64 * 1024
+MAX_BOXES = 64  # of a piece; cameras make three to five
 # A late viewer starts at a keyframe, so they must come.
 KEYFRAME_WITHIN = timedelta(seconds=10)
 _NON_SYNC = 0x10000
@@ -76,6 +77,7 @@ class Splitter:
         self._init: Init | None = None
         self._seen = 0  # bytes of `_waiting` that are whole boxes of the next piece
         self._boxes: list[tuple[bytes, int, int]] = []  # of the next piece: type, start, end
+        self._has_moof = False
         self._ended = False
         self._last_keyframe: timedelta | None = None
 
@@ -85,6 +87,7 @@ class Splitter:
         while (end := self._next_box()) is not None:
             kind = bytes(self._waiting[self._seen + 4 : self._seen + 8])
             self._boxes.append((kind, self._seen, end))
+            self._has_moof = self._has_moof or kind == b"moof"
             self._seen = end
             if kind == (b"moov" if self._init is None else b"mdat"):
                 yield self._cut()
@@ -113,17 +116,19 @@ class Splitter:
 
     def _check_place(self, kind: bytes) -> None:
         """Whether such a box may come now; so that nonsense is refused at its first eight bytes."""
-        before = [name for name, _, _ in self._boxes]
+        before = self._boxes
         if self._ended:
             raise BadMedia(Fault.NOT_MP4, f"a box {_name(kind)} after the end")
         if self._init is None:
             fits = kind == b"ftyp" if not before else kind in _BEFORE_MOOV | {b"moov"}
-        elif b"moof" in before:
+        elif self._has_moof:
             fits = kind == b"mdat"
         else:
             fits = kind in _BEFORE_MOOF | {b"moof"} or (kind == b"mfra" and not before)
+        if len(before) >= MAX_BOXES:
+            raise BadMedia(Fault.NOT_MP4, f"more than {MAX_BOXES} boxes in a piece")
         if not fits:
-            place = "at the start" if self._init is None else "between fragments" if b"moof" not in before else "behind moof"
+            place = "at the start" if self._init is None else "behind moof" if self._has_moof else "between fragments"
             raise BadMedia(Fault.NOT_MP4, f"a box {_name(kind)} {place}")
 
     def _cut(self) -> Init | Fragment:
@@ -144,7 +149,7 @@ class Splitter:
 
     def _drop(self) -> None:
         del self._waiting[: self._seen]
-        self._seen, self._boxes = 0, []
+        self._seen, self._boxes, self._has_moof = 0, [], False
 
 
 def _name(kind: bytes) -> str:

@@ -33,6 +33,7 @@ async def main(app: App[RelaySettings]) -> None:
     service = RelayService(FileShelf(settings.data_dir), link, heads, SystemClock())
     await service.recover()
 
+    app.resources.push_async_callback(link.tell_the_last)  # after the servers have ended, which end what they show
     trust_domain = own_identity(settings.rpc).trust_domain
     for listen, page, tls in (
         (settings.ingest_listen, IngestApi(service, trust_domain).app(), _camera_tls(settings.rpc)),

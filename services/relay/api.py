@@ -148,7 +148,7 @@ class ViewApi:
             watch.wake.clear()
             while (frame := self._service.next_message(watch)) is not None:
                 if frame.init is not None:
-                    await socket.send_str(_describe(frame))
+                    await socket.send_str(_describe(frame, self._service.now_ms()))
                 await socket.send_bytes(frame.message())
 
     async def _listen(self, socket: web.WebSocketResponse, watch: Watch) -> None:
@@ -158,15 +158,16 @@ class ViewApi:
             watch.wake.set()
 
 
-def _describe(frame: Frame) -> str:
-    """What a decoder must be told before an init."""
+def _describe(frame: Frame, now_ms: int) -> str:
+    """What a decoder must be told before an init, and our time (ms since 1970), which pictures' ages are against."""
     init = frame.init
-    return json.dumps({"init": init and {"codec": init.codec, "width": init.width, "height": init.height, "audio": init.has_audio}})
+    told = init and {"codec": init.codec, "width": init.width, "height": init.height, "audio": init.has_audio}
+    return json.dumps({"init": told, "now_ms": now_ms})
 
 
 def _token(message: Any) -> str:
     token = _field(message.data, "token") if message.type == WSMsgType.TEXT else None
-    if not isinstance(token, str) or not token:
+    if not isinstance(token, str) or not token or not token.isascii():
         raise InvalidRequest(Reason.ERROR_REASON_MALFORMED_REQUEST, 'say {"token": …} first')
     return token
 
@@ -179,6 +180,6 @@ def _got(text: str) -> int:
 def _field(text: str, name: str) -> object:
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return content.get(name) if isinstance(content, dict) else None

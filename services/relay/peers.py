@@ -1,6 +1,7 @@
 """The relay's link to the streams service: it says who may send and who may watch, and is told what was served."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -29,6 +30,8 @@ _GRACE_S = 60.0
 # What was served and cannot be told waits; beyond this the oldest is only in our log.
 _USES_AT_MOST, _USES_AT_ONCE = 100_000, 500
 _NAMES_AT_ONCE = 1000  # a request has at most 64 KiB
+_REDEEMING_AT_ONCE = 8
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{20,200}")
 _REFUSALS: dict[grpc.StatusCode, tuple[type[SightlineError], Reason.ValueType]] = {
     grpc.StatusCode.PERMISSION_DENIED: (Forbidden, Reason.ERROR_REASON_CALLER_NOT_ALLOWED),
     grpc.StatusCode.UNAUTHENTICATED: (Unauthenticated, Reason.ERROR_REASON_TOKEN_INVALID),
@@ -45,6 +48,7 @@ class StreamsLink:
         self._ingest_url, self._view_url = ingest_url, view_url
         self._stub = RelayLinkServiceStub(connect(target, rpc))
         self._uses: dict[str, pb.GrantUse] = {}
+        self._redeeming = asyncio.Semaphore(_REDEEMING_AT_ONCE)
         self._leases: dict[str, float] = {}  # by grant, until when, on the monotonic clock
         self._news, self._served, self._again = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._draining = False
@@ -59,7 +63,10 @@ class StreamsLink:
 
     async def redeem(self, token: str) -> Grant:
         """What a viewer's token stands for; it works once."""
-        answer = await _ask(self._stub.Redeem, pb.RedeemRequest(relay_id=self._relay_id, token=token))
+        if not _TOKEN.fullmatch(token):  # anybody may say anything here: what cannot be a token asks nobody
+            raise Unauthenticated(Reason.ERROR_REASON_TOKEN_INVALID, "this is no token")
+        async with self._redeeming:
+            answer = await _ask(self._stub.Redeem, pb.RedeemRequest(relay_id=self._relay_id, token=token))
         self._leases[answer.grant_id] = time.monotonic() + answer.lease.ToTimedelta().total_seconds()
         return Grant(answer.grant_id, answer.session_id)
 
@@ -102,17 +109,17 @@ class StreamsLink:
             relay_id=self._relay_id, ingest_url=self._ingest_url, view_url=self._view_url, draining=self._draining,
             sessions=[pb.SessionReport(session_id=s.session_id, media_age=_duration(s.media_age_s), stopped=s.stopped) for s in sessions],
         )  # fmt: skip
-        await _ask(self._stub.Report, request)
+        await _ask_surely(self._stub.Report, request)
 
     async def renew(self, grants: Callable[[], Sequence[str]], revoke: Callable[[str, str], object]) -> None:
         """Prolong the leases of all that is served; end what must end, also when nobody can be asked for too long."""
-        await _either(self._again, _RENEW_S if self._leases else None)
+        await _either(self._again, _RENEW_S)
         for some in _batches(list(grants())):
             await self._renew_some(some, revoke)
 
     async def _renew_some(self, ids: Sequence[str], revoke: Callable[[str, str], object]) -> None:
         try:
-            answer = await _ask(self._stub.Renew, pb.RenewRequest(relay_id=self._relay_id, grant_ids=ids))
+            answer = await _ask_surely(self._stub.Renew, pb.RenewRequest(relay_id=self._relay_id, grant_ids=ids))
         except SightlineError:
             self._again.set()
             for grant_id in [g for g in ids if time.monotonic() >= self._leases.get(g, 0.0) + _GRACE_S]:
@@ -127,14 +134,23 @@ class StreamsLink:
         """Tell what grants came to; what cannot be told waits."""
         await self._served.wait()
         self._served.clear()
-        uses = list(self._uses.values())[:_USES_AT_ONCE]
         try:
-            await _ask(self._stub.EndGrants, pb.EndGrantsRequest(relay_id=self._relay_id, uses=uses))
-            for use in uses:
-                del self._uses[use.grant_id]
+            await self._tell_some()
         finally:
             if self._uses:
                 self._served.set()
+
+    async def tell_the_last(self) -> None:
+        """What the end of this process has ended; nobody waits for an answer for long."""
+        with suppress(SightlineError):
+            while self._uses:
+                await self._tell_some()
+
+    async def _tell_some(self) -> None:
+        uses = list(self._uses.values())[:_USES_AT_ONCE]
+        await _ask_surely(self._stub.EndGrants, pb.EndGrantsRequest(relay_id=self._relay_id, uses=uses))
+        for use in uses:
+            self._uses.pop(use.grant_id, None)
 
     async def watch(self, revoke: Callable[[str, str], object]) -> None:
         """Hear of revocations from every replica, while the set of replicas stays the same."""
@@ -184,6 +200,15 @@ async def _ask(method: Any, request: Any) -> Any:
     except grpc.aio.AioRpcError as error:
         kind, reason = _REFUSALS.get(error.code(), (Unavailable, Reason.ERROR_REASON_TRY_AGAIN))
         raise kind(reason, error.details() or f"the streams service does not answer: {error.code().name}") from error
+
+
+async def _ask_surely(method: Any, request: Any) -> Any:
+    """One call that can only be refused by a mistake of ours: it must not end the process, and with it all recordings."""
+    try:
+        return await _ask(method, request)
+    except (Forbidden, Unauthenticated, Changed) as error:
+        telemetry.log().error("the streams service refuses", why=str(error))
+        raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, str(error)) from error
 
 
 def _cause(cause: GrantEndCause.ValueType) -> str:

@@ -124,6 +124,7 @@ class Ingest:
     segment: Segment
     chain: bytes
     synced: int = -1
+    last: Entry | None = None
     replaced: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -243,6 +244,7 @@ class RelayService:
         now = self._clock.now()
         entries = await self._on_disk(lambda: [ingest.segment.append(piece, now) for piece in pieces])
         frames = []
+        ingest.last = entries[-1]
         for piece, entry in zip(pieces, entries, strict=True):
             init = piece if isinstance(piece, Init) else None
             frames.append(Frame(entry.n, entry.kind, ingest.chain, entry.received_ms, piece.data, init))
@@ -267,7 +269,10 @@ class RelayService:
 
     async def _end(self, ingest: Ingest, cause: str, session: Live | None) -> End:
         try:
-            return await self._on_disk(ingest.segment.close, cause)
+            end = await self._on_disk(ingest.segment.close, cause)
+            if ingest.last is not None and ingest.last.n > ingest.synced:
+                self._announcer.announce_head(ingest.name, ingest.last)
+            return end
         except OSError as error:  # `recover` gives it an end
             telemetry.log().error("a segment got no end", segment=str(ingest.name), error=str(error))
             return End(cause, 0, 0, "")
@@ -329,8 +334,10 @@ class RelayService:
         now = time.monotonic()
         if cause := self._revoked.get(grant.grant_id):
             watch.end(cause)
+        is_fresh = session.last_media is not None and now - session.last_media < _SILENCE_S
         for frame in session.group.frames():
-            watch.viewer.offer(frame, now)
+            if is_fresh or frame.kind == "init":  # what was seen last before a silence is no beginning
+                watch.viewer.offer(frame, now)
         watch.wake.set()
         session.watches.add(watch)
         self._watches[grant.grant_id] = watch
@@ -353,6 +360,10 @@ class RelayService:
         if frame is not None:
             watch.last_byte_at = self._clock.now()
         return frame
+
+    def now_ms(self) -> int:
+        """Our time, in milliseconds since 1970."""
+        return int(self._clock.now().timestamp() * 1000)
 
     @property
     def grants(self) -> list[str]:

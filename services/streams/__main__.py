@@ -41,6 +41,7 @@ from services.streams.store import Store
 
 _SWEEP_S, _SWEEP_ALL_S, _RECONCILE_S, _LOOK_AGAIN_S, _ALIVE_S = 0.25, 5.0, 0.4, 0.1, 1.0
 _LINGER_S = 0.05  # records of duty that come within this time are one question to PostgreSQL
+_SESSIONS_POOL = 4
 _SESSIONS_S = 0.01  # besides its own wait
 # Every camera keeps one call open; a replica that has this many refuses more, and they try another.
 _LINKS_AT_MOST = 20_000
@@ -55,14 +56,18 @@ async def main(app: App[StreamsSettings]) -> None:
     app.resources.push_async_callback(publisher.close)
     database = Database(settings.database, "streams", publisher)
     app.resources.push_async_callback(database.close)
+    # Connections of its own: whatever video asks of PostgreSQL, the start of cameras does not wait for it.
+    beside = Database(settings.database.model_copy(update={"pool_max": _SESSIONS_POOL}), "streams", publisher)
+    app.resources.push_async_callback(beside.close)
     await wait_for("PostgreSQL", database.open)
+    await wait_for("PostgreSQL", beside.open)
 
     audit = Audit("streams", AUDIT_RECORD, database, publisher, clock)
     peers = Peers(connect(settings.emergency_target, settings.rpc), connect(settings.registry_target, settings.rpc))
     # A new process has none of an old one's links, so it is another replica, whatever its name.
     store, nudge = Store(), asyncio.Event()
     service = StreamsService(database, store, peers, ActivationAnnouncer(), audit, clock, f"{settings.replica}/{uuid7()}", nudge)
-    sessions = SessionsService(database, SessionStore(), store, service.wake, SessionAnnouncer(), audit, clock, nudge)
+    sessions = SessionsService(beside, SessionStore(), store, service.wake, SessionAnnouncer(), audit, clock, nudge)
     server = Server(
         settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit,
         calls_at_most=_LINKS_AT_MOST, connection_age_s=settings.link_age_s,

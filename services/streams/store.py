@@ -256,7 +256,7 @@ class Store:
         await db.execute(
             "UPDATE camera SET link_id = NULL WHERE (agency_id, camera_id) IN (SELECT agency_id, camera_id FROM camera"
             " WHERE replica_id = %s AND link_id IS NOT NULL AND NOT link_id = ANY(%s::uuid[]) AND linked_at < now() - interval '5 s'"
-            " ORDER BY camera_id FOR UPDATE)",
+            " ORDER BY agency_id, camera_id FOR UPDATE)",
             [replica_id, list(here)],
         )
         await db.execute("DELETE FROM replica WHERE seen_at < now() - interval '1 day'")

@@ -19,6 +19,7 @@ from chassis.rpc import reason_of
 from chassis.settings import KafkaSettings
 from contracts.topics import MEDIA_CHAIN, STREAM_GRANT
 from media.files import verify_file
+from sightline.emergency.v1 import emergency_service_pb2 as emergency_pb
 from sightline.media.v1.chain_pb2 import ChainHead
 from sightline.streams.v1 import session_service_pb2 as pb
 from sightline.streams.v1.session_pb2 import Grant, GrantEndCause, GrantEvent, Session, SessionEndCause, SessionState
@@ -379,6 +380,24 @@ async def test_a_camera_streams_once_for_two_emergencies_and_ends_with_another_h
     assert (fresh.officer_id, fresh.camera_id) == (successor.officer_id, camera_id)
     old = next(each for each in await world.sessions(second.emergency_id) if each.session_id == session.session_id)
     assert old.end_cause == SessionEndCause.SESSION_END_CAUSE_HOLDER_CHANGED
+
+
+async def test_whoever_watches_because_of_the_wrong_officer_is_cut_off_when_the_right_one_is_bound(world: World, someone: Someone) -> None:
+    officer, bound = await world.duty(someone()), await world.duty(someone())
+    (camera_id,) = officer.camera_ids
+    pressed = await world.press(officer.radio)
+    async with await world.watch(pressed.emergency_id, camera_id) as viewer:
+        await _gets(viewer)
+        unused = await world.grant(pressed.emergency_id, camera_id)
+        bind = emergency_pb.BindSubjectRequest(emergency_id=pressed.emergency_id, officer_id=bound.officer_id)
+        await world.supervisor.call(world.supervisor.emergency.BindSubject, bind)
+        await asyncio.wait_for(viewer.over.wait(), 30)
+        assert viewer.close_code == REVOKED
+    async with Viewer(unused.view_url, unused.token) as late:
+        await asyncio.wait_for(late.over.wait(), 30)
+    assert (late.close_code, late.pieces) == (REVOKED, [])
+    async with await world.watch(pressed.emergency_id, bound.camera_ids[0]) as viewer:
+        await _gets(viewer)
 
 
 async def test_nothing_is_asked_of_a_camera_whose_emergency_was_cleared_before_it_came(world: World, someone: Someone) -> None:

@@ -193,7 +193,7 @@ class Camera:
                 try:
                     async with client.post(url, data=data, ssl=tls) as answer:
                         return answer.status
-                except (aiohttp.ClientError, TimeoutError):
+                except (aiohttp.ClientError, OSError):
                     return 503
 
             while True:
@@ -217,8 +217,8 @@ class Camera:
                     coming.cancel()
                     await asyncio.wait({coming})
                     return
-                if not coming.result():
-                    return  # the link is too slow for us: the next segment begins at the newest keyframe
+                if not coming.result():  # the link is too slow: the next segment begins at the newest keyframe
+                    raise ConnectionResetError("too slow")
                 yield coming.result()
                 self._sent_until[session_id] = time.monotonic()
         finally:

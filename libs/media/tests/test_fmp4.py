@@ -57,7 +57,7 @@ def bad_streams() -> Iterator[tuple[str, bytes, Fault]]:
     yield "a fragment of 1 GiB", good + fragment(0, key=True)[:-13] + struct.pack(">I4s", 1 << 30, b"mdat"), Fault.BOX_TOO_LARGE
     yield "a moof of 1 GiB", good + struct.pack(">I4s", 1 << 30, b"moof"), Fault.BOX_TOO_LARGE
     yield "an endless moov", good[: good.index(b"moov") - 4] + struct.pack(">I4s", (1 << 32) - 1, b"moov"), Fault.BOX_TOO_LARGE
-    yield "free boxes without end", good[:20] + box(b"free", bytes(1000)) * 100, Fault.BOX_TOO_LARGE
+    yield "free boxes without end", good[:20] + box(b"free", bytes(2000)) * 40, Fault.BOX_TOO_LARGE
     yield "a length of nought", good + struct.pack(">I4s", 0, b"moof"), Fault.BOX_LENGTH
     yield "a 64 bit length", good + struct.pack(">I4sQ", 1, b"moof", 100), Fault.BOX_LENGTH
     yield (
@@ -106,3 +106,9 @@ def test_flipped_bytes_are_refused_or_cut_but_never_change_what_is_kept(seed: in
     except BadMedia:
         pass
     assert bytes(data).startswith(kept)
+
+
+def test_a_piece_of_countless_boxes_is_refused_before_it_costs_anything() -> None:
+    with pytest.raises(BadMedia, match="boxes in a piece") as error:
+        pieces(init() + box(b"free") * 100_000)
+    assert error.value.fault == Fault.NOT_MP4

@@ -2,9 +2,9 @@
 // Watches one camera: asks for a grant, takes the pieces of its stream, checks their chain, and paints what is new enough.
 // What it shows is live or says that it is not: an old picture is covered, and a revoked one is wiped.
 const HEAD = 48, VERSION = 1, INIT = 0, KEY = 1;
-// A picture older than this against the quickest one so far is not painted; without a new one for so long, what is there is covered.
+// A picture older than this is not painted; without a new one for so long, what is there is covered.
 const LATE_MS = 1000, STALE_MS = 1500;
-const EXTEND_MS = 4 * 60_000, RETRY_MS = 500, RETRY_AT_MOST_MS = 5000, TICK_MS = 200;
+const EXTEND_MS = 4 * 60_000, RETRY_MS = 500, RETRY_AT_MOST_MS = 5000, TICK_MS = 200, LOOK_MS = 4000;
 const REVOKED = 4403;
 const CAUSES = {
     EMERGENCY_CLEARED: "the emergency was cleared",
@@ -12,7 +12,6 @@ const CAUSES = {
     EXPIRED: "your permission has expired",
     REVOKED: "your permission was taken back",
     SESSION_ENDED: "the camera has ended its stream",
-    RELAY_LOST: "nobody could confirm your permission",
     TOKEN_INVALID: "your permission is not valid any more",
     CALLER_NOT_ALLOWED: "you may not watch this camera",
     OTHER_AGENCY: "this camera belongs to another agency",
@@ -106,14 +105,17 @@ class Picture {
     clock = 0;
     waitsForKey = true;
     painted = 0;
-    /** When a picture was painted last, and how old it was against the quickest one. */
+    /** Called when the decoder has given up: only a new beginning helps. */
+    onbroken = () => undefined;
+    /** When a picture was painted last, and how old it was. */
     lastAt = 0;
     delayMs = 0;
-    quickest = Infinity;
+    /** Our clock against the relay's, in ms: what must be added to ours. */
+    offset = 0;
     configure(codec, init) {
         const description = decoderRecord(init);
         this.close();
-        this.decoder = new VideoDecoder({ output: (frame) => this.paint(frame), error: () => this.close() });
+        this.decoder = new VideoDecoder({ output: (frame) => this.paint(frame), error: () => { this.close(); this.onbroken(); } });
         this.decoder.configure({ codec, optimizeForLatency: true, ...(description && { description }) });
         this.waitsForKey = true;
     }
@@ -134,9 +136,7 @@ class Picture {
         for (const at of this.received.keys())
             if (at <= frame.timestamp)
                 this.received.delete(at);
-        const age = Date.now() - receivedMs;
-        this.quickest = Math.min(this.quickest, age);
-        this.delayMs = age - this.quickest;
+        this.delayMs = Math.max(0, Date.now() + this.offset - receivedMs);
         // An old picture is no picture: somebody would act on it.
         if (this.delayMs <= LATE_MS && this.context) {
             if (this.canvas.width !== frame.displayWidth)
@@ -185,11 +185,15 @@ class Player {
     retryMs = RETRY_MS;
     extending = 0;
     ticking;
+    looking;
+    relay = "";
     constructor(token, emergency, camera) {
         this.token = token;
         this.emergency = emergency;
         this.camera = camera;
         this.ticking = window.setInterval(() => this.tick(), TICK_MS);
+        this.looking = window.setInterval(() => void this.look(), LOOK_MS);
+        this.picture.onbroken = () => this.socket?.close();
         show("connecting", "Connecting.");
         this.picture.wipe("Connecting");
         void this.connect();
@@ -206,6 +210,7 @@ class Player {
             return;
         }
         grants.push(answer.grant.grant_id);
+        this.relay = answer.session.relay_id;
         byId("who").textContent = `${answer.session.officer_id}, camera ${answer.session.camera_id}`;
         window.clearInterval(this.extending);
         this.extending = window.setInterval(() => void ask(this.token, "/api/extend", { grant_id: answer.grant.grant_id }), EXTEND_MS);
@@ -220,8 +225,9 @@ class Player {
     }
     take(message) {
         if (typeof message === "string") {
-            const { init } = JSON.parse(message);
+            const { init, now_ms } = JSON.parse(message);
             this.codec = init.codec;
+            this.picture.offset = now_ms - Date.now();
             byId("sound").textContent = init.audio ? "with sound" : "no sound";
             return;
         }
@@ -245,7 +251,7 @@ class Player {
         this.chain.add(piece);
     }
     closed(event) {
-        if (event.code === REVOKED)
+        if (event.code === REVOKED && event.reason !== "RELAY_LOST")
             this.end(CAUSES[event.reason] ?? "you may not watch any more");
         else
             this.again("Connecting again.");
@@ -256,6 +262,16 @@ class Player {
         window.setTimeout(() => { if (!this.over)
             void this.connect(); }, this.retryMs);
         this.retryMs = Math.min(2 * this.retryMs, RETRY_AT_MOST_MS);
+    }
+    /** Every few seconds, when nothing comes: has the stream gone to another relay? */
+    async look() {
+        const silent = !this.lastMedia || Date.now() - this.lastMedia.getTime() > LOOK_MS;
+        if (this.over || !silent || this.socket?.readyState !== WebSocket.OPEN)
+            return;
+        const answer = await ask(this.token, "/api/sessions", { emergency_id: this.emergency });
+        const now = "reason" in answer ? undefined : answer.sessions?.find((session) => session.camera_id === this.camera);
+        if (now && now.relay_id !== this.relay)
+            this.socket.close();
     }
     /** Several times a second: is what is shown still true? */
     tick() {
@@ -287,6 +303,7 @@ class Player {
         this.picture.wipe(`Ended: ${cause}.`);
         this.socket?.close();
         window.clearInterval(this.ticking);
+        window.clearInterval(this.looking);
         window.clearInterval(this.extending);
         byId("age").textContent = "";
         show("ended", `Ended because ${cause}.`);

@@ -3,14 +3,14 @@
 
 /** A message of the relay: 48 bytes, then the piece (services/relay/model.py). */
 interface Piece { kind: number; n: number; receivedMs: number; previous: Uint8Array; data: Uint8Array<ArrayBuffer> }
-interface Watch { grant: { grant_id: string }; session: { camera_id: string; officer_id: string }; view_url: string; token: string }
+interface Watch { grant: { grant_id: string }; session: { session_id: string; camera_id: string; officer_id: string; relay_id: string }; view_url: string; token: string }
 interface Refusal { reason: string; message: string }
 type State = "idle" | "connecting" | "live" | "delayed" | "interrupted" | "ended";
 
 const HEAD = 48, VERSION = 1, INIT = 0, KEY = 1;
-// A picture older than this against the quickest one so far is not painted; without a new one for so long, what is there is covered.
+// A picture older than this is not painted; without a new one for so long, what is there is covered.
 const LATE_MS = 1000, STALE_MS = 1500;
-const EXTEND_MS = 4 * 60_000, RETRY_MS = 500, RETRY_AT_MOST_MS = 5000, TICK_MS = 200;
+const EXTEND_MS = 4 * 60_000, RETRY_MS = 500, RETRY_AT_MOST_MS = 5000, TICK_MS = 200, LOOK_MS = 4000;
 const REVOKED = 4403;
 const CAUSES: Record<string, string> = {
   EMERGENCY_CLEARED: "the emergency was cleared",
@@ -18,7 +18,6 @@ const CAUSES: Record<string, string> = {
   EXPIRED: "your permission has expired",
   REVOKED: "your permission was taken back",
   SESSION_ENDED: "the camera has ended its stream",
-  RELAY_LOST: "nobody could confirm your permission",
   TOKEN_INVALID: "your permission is not valid any more",
   CALLER_NOT_ALLOWED: "you may not watch this camera",
   OTHER_AGENCY: "this camera belongs to another agency",
@@ -124,15 +123,18 @@ class Picture {
   private clock = 0;
   private waitsForKey = true;
   painted = 0;
-  /** When a picture was painted last, and how old it was against the quickest one. */
+  /** Called when the decoder has given up: only a new beginning helps. */
+  onbroken: () => void = () => undefined;
+  /** When a picture was painted last, and how old it was. */
   lastAt = 0;
   delayMs = 0;
-  private quickest = Infinity;
+  /** Our clock against the relay's, in ms: what must be added to ours. */
+  offset = 0;
 
   configure(codec: string, init: Uint8Array): void {
     const description = decoderRecord(init);
     this.close();
-    this.decoder = new VideoDecoder({ output: (frame) => this.paint(frame), error: () => this.close() });
+    this.decoder = new VideoDecoder({ output: (frame) => this.paint(frame), error: () => { this.close(); this.onbroken(); } });
     this.decoder.configure({ codec, optimizeForLatency: true, ...(description && { description }) });
     this.waitsForKey = true;
   }
@@ -152,9 +154,7 @@ class Picture {
   private paint(frame: VideoFrame): void {
     const receivedMs = this.received.get(frame.timestamp) ?? 0;
     for (const at of this.received.keys()) if (at <= frame.timestamp) this.received.delete(at);
-    const age = Date.now() - receivedMs;
-    this.quickest = Math.min(this.quickest, age);
-    this.delayMs = age - this.quickest;
+    this.delayMs = Math.max(0, Date.now() + this.offset - receivedMs);
     // An old picture is no picture: somebody would act on it.
     if (this.delayMs <= LATE_MS && this.context) {
       if (this.canvas.width !== frame.displayWidth) this.canvas.width = frame.displayWidth;
@@ -202,9 +202,13 @@ class Player {
   private retryMs = RETRY_MS;
   private extending = 0;
   private readonly ticking: number;
+  private readonly looking: number;
+  private relay = "";
 
   constructor(private readonly token: string, private readonly emergency: string, private readonly camera: string) {
     this.ticking = window.setInterval(() => this.tick(), TICK_MS);
+    this.looking = window.setInterval(() => void this.look(), LOOK_MS);
+    this.picture.onbroken = () => this.socket?.close();
     show("connecting", "Connecting.");
     this.picture.wipe("Connecting");
     void this.connect();
@@ -219,6 +223,7 @@ class Player {
       return;
     }
     grants.push(answer.grant.grant_id);
+    this.relay = answer.session.relay_id;
     byId("who").textContent = `${answer.session.officer_id}, camera ${answer.session.camera_id}`;
     window.clearInterval(this.extending);
     this.extending = window.setInterval(() => void ask(this.token, "/api/extend", { grant_id: answer.grant.grant_id }), EXTEND_MS);
@@ -232,8 +237,9 @@ class Player {
 
   private take(message: string | ArrayBuffer): void {
     if (typeof message === "string") {
-      const { init } = JSON.parse(message) as { init: { codec: string; audio: boolean } };
+      const { init, now_ms } = JSON.parse(message) as { init: { codec: string; audio: boolean }; now_ms: number };
       this.codec = init.codec;
+      this.picture.offset = now_ms - Date.now();
       byId("sound").textContent = init.audio ? "with sound" : "no sound";
       return;
     }
@@ -253,7 +259,7 @@ class Player {
   }
 
   private closed(event: CloseEvent): void {
-    if (event.code === REVOKED) this.end(CAUSES[event.reason] ?? "you may not watch any more");
+    if (event.code === REVOKED && event.reason !== "RELAY_LOST") this.end(CAUSES[event.reason] ?? "you may not watch any more");
     else this.again("Connecting again.");
   }
 
@@ -261,6 +267,15 @@ class Player {
     if (this.lastMedia === undefined) show("connecting", text);
     window.setTimeout(() => { if (!this.over) void this.connect(); }, this.retryMs);
     this.retryMs = Math.min(2 * this.retryMs, RETRY_AT_MOST_MS);
+  }
+
+  /** Every few seconds, when nothing comes: has the stream gone to another relay? */
+  private async look(): Promise<void> {
+    const silent = !this.lastMedia || Date.now() - this.lastMedia.getTime() > LOOK_MS;
+    if (this.over || !silent || this.socket?.readyState !== WebSocket.OPEN) return;
+    const answer = await ask<{ sessions?: Watch["session"][] }>(this.token, "/api/sessions", { emergency_id: this.emergency });
+    const now = "reason" in answer ? undefined : answer.sessions?.find((session) => session.camera_id === this.camera);
+    if (now && now.relay_id !== this.relay) this.socket.close();
   }
 
   /** Several times a second: is what is shown still true? */
@@ -292,6 +307,7 @@ class Player {
     this.picture.wipe(`Ended: ${cause}.`);
     this.socket?.close();
     window.clearInterval(this.ticking);
+    window.clearInterval(this.looking);
     window.clearInterval(this.extending);
     byId("age").textContent = "";
     show("ended", `Ended because ${cause}.`);

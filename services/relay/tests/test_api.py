@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import random
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -166,7 +167,8 @@ async def test_a_page_can_prove_that_it_got_what_was_kept(relay: Relay) -> None:
     await shown(relay, 3)
     async with relay.viewer('{"token": "view-1"}') as socket:
         description = await socket.receive_json()
-        assert description == {"init": {"codec": "avc1.42c01f", "width": 1280, "height": 720, "audio": False}}
+        assert description["init"] == {"codec": "avc1.42c01f", "width": 1280, "height": 720, "audio": False}
+        assert abs(description["now_ms"] - time.time() * 1000) < 60_000
         first = await receive(socket, 3)
         feed.send(fragment(7, key=False))
         messages = first + await receive(socket, 1)

@@ -38,6 +38,7 @@ CREATE TABLE session (
 );
 -- A camera streams once, however many emergencies want it.
 CREATE UNIQUE INDEX session_of_camera ON session (agency_id, camera_id) WHERE state <> 'ENDED';
+CREATE INDEX session_by_camera ON session (agency_id, camera_id, created_at);
 CREATE UNIQUE INDEX session_of_emergency ON session (emergency_id, epoch, camera_id);
 CREATE TABLE viewer_grant (
     grant_id         uuid PRIMARY KEY,

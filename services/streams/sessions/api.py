@@ -63,10 +63,10 @@ class RelayLinkApi(RelayLinkServiceServicer):
         self, request: link_pb.WatchRevocationsRequest, context: Any
     ) -> AsyncIterator[link_pb.WatchRevocationsResponse]:
         """Grants of the relay that end, as they end."""
-        revocations = self._service.revocations(request.relay_id)
-        yield link_pb.WatchRevocationsResponse()
-        async for grant_id, cause in revocations:
-            yield link_pb.WatchRevocationsResponse(revocation=link_pb.Revocation(grant_id=grant_id, cause=to_cause(cause)))
+        with self._service.watching(request.relay_id) as revocations:
+            yield link_pb.WatchRevocationsResponse()
+            async for grant_id, cause in revocations:
+                yield link_pb.WatchRevocationsResponse(revocation=link_pb.Revocation(grant_id=grant_id, cause=to_cause(cause)))
 
 
 class SessionApi(SessionServiceServicer):

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 DEGRADED_AFTER, INTERRUPTED_AFTER = timedelta(seconds=3), timedelta(seconds=15)
 GAPS_AT_MOST = 100
+_CLOCKS_DIFFER = timedelta(seconds=1)
 TOKEN_LASTS, GRANT_LASTS, LEASE = timedelta(seconds=60), timedelta(minutes=10), timedelta(seconds=30)
 # A relay that cannot ask lets viewers of an emergency watch on for so long after their lease.
 GRACE = timedelta(seconds=60)
@@ -128,6 +129,8 @@ class Session:
             return self
         if self.state == SessionState.LIVE:
             return replace(self, last_media_at=at)
+        if self.last_media_at is not None and at <= self.last_media_at + _CLOCKS_DIFFER:
+            return self  # the same media, told a little later
         gaps = self.gaps
         if self.state == SessionState.INTERRUPTED and self.last_media_at is not None and len(gaps) < GAPS_AT_MOST:
             gaps = (*gaps, (self.last_media_at, at))
@@ -200,8 +203,8 @@ class Grant:
         return self._next(revoked_at=now, end_cause=cause.value, ended_at=ended_at)
 
     def used(self, use: "Use", now: datetime) -> "Grant":
-        """The relay's last word on it; the first such word counts."""
-        if self.ended_at or not self.redeemed_at:
+        """The relay's last word on it; the first such word counts, also after we had believed the relay lost."""
+        if not self.redeemed_at or (self.ended_at and (self.end_cause != GrantEnd.RELAY_LOST or self.bytes)):
             return self
         known = self.revoked(GrantEnd.VIEWER_LEFT, now)
         return known._next(ended_at=use.ended_at, last_byte_at=use.last_byte_at, bytes=use.bytes, skipped=use.skipped)

@@ -6,8 +6,9 @@ All of it runs beside the start of cameras, in transactions of its own: nothing 
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Protocol
 
@@ -40,6 +41,8 @@ _SYSTEM = Actor(kind=ActorKind.ACTOR_KIND_SERVICE, id="service/streams", agency_
 # Revocations that wait for a relay at the most: one that does not read loses its watch, and renews when it comes back.
 _PUSHES_AT_MOST = 1000
 _SWEEP_S = 0.25
+# Sweeps that lie further apart than this are no steady sight of the relays; how long it takes to believe it again.
+_GAP_S, _STEADY_S = 1.0, 3.0
 Revoked = tuple[str, str]  # grant, cause
 
 
@@ -103,6 +106,7 @@ class SessionsService:
         self._database, self._store, self._orders, self._wake = database, store, orders, wake
         self._announcer, self._audit, self._clock, self._nudge = announcer, audit, clock, nudge
         self._watches: dict[str, set[asyncio.Queue[Revoked | None]]] = {}
+        self._swept_at = self._steady_since = 0.0
 
     # --- what time and other events make due ---------------------------------------------------------------------
 
@@ -114,12 +118,16 @@ class SessionsService:
         self._nudge.clear()
         async with self._database.statements() as db:
             due = await self._store.due(db)
+        if (now := time.monotonic()) - self._swept_at > _GAP_S:
+            self._steady_since = now
+        self._swept_at = now
         # Who must not watch any more comes first.
         if "revoke" in due:
             await self._revoke_groundless()
         if "place" in due:
             await self._place()
-        if "move" in due:
+        # After a time without a database every relay looks dead: each gets the time to say that it is not.
+        if "move" in due and now - self._steady_since > _STEADY_S:
             await self._move()
         if "end" in due:
             await self._end_pointless()
@@ -218,7 +226,11 @@ class SessionsService:
             return
         async with self._database.transaction() as tx:
             there = await self._store.sessions(tx, list(news))
-            after = [s.heard(min(news[s.session_id][0], now), stopped=news[s.session_id][1], now=now) for s in there]
+            # Only the relay that has the session now may end it: at another one it was only cut off.
+            after = [
+                s.heard(min(news[s.session_id][0], now), stopped=news[s.session_id][1] and s.relay_id == relay.relay_id, now=now)
+                for s in there
+            ]
             await self._save(tx, there, after)
             over = [a for b, a in zip(there, after, strict=True) if a.ended_at and not b.ended_at]
             await self._raise(tx, over)
@@ -276,15 +288,20 @@ class SessionsService:
             sessions = await self._save_grants(tx, found, [grant.used(by_id[grant.grant_id], now) for grant in found])
         self._wake_cameras(sessions)
 
-    async def revocations(self, relay_id: str) -> AsyncIterator[Revoked]:
-        """Grants of a relay that this replica has ended, as it ends them; Unavailable when the relay does not keep up."""
+    @contextmanager
+    def watching(self, relay_id: str) -> Iterator[AsyncIterator[Revoked]]:
+        """Grants of a relay that this replica ends from now on, as it ends them; Unavailable when the relay does not keep up."""
         queue: asyncio.Queue[Revoked | None] = asyncio.Queue(_PUSHES_AT_MOST + 1)
         watches = self._watches.setdefault(relay_id, set())
         watches.add(queue)
-        try:
+
+        async def revocations() -> AsyncIterator[Revoked]:
             while (revoked := await queue.get()) is not None:
                 yield revoked
             raise Unavailable(Reason.ERROR_REASON_GOING_AWAY, "too many revocations wait: renew, and watch again")
+
+        try:
+            yield revocations()
         finally:
             watches.discard(queue)
 

@@ -27,6 +27,8 @@ _WANTED: LiteralString = (
     " AND a.camera_id <> '' AND a.state NOT IN ('REFUSED', 'WITHDRAWN', 'NO_CAMERA') AND NOT EXISTS (SELECT 1 FROM session s"
     " WHERE s.emergency_id = a.emergency_id AND s.epoch = a.epoch AND s.camera_id = a.camera_id) AND NOT EXISTS (SELECT 1 FROM session s"
     " WHERE s.agency_id = a.agency_id AND s.camera_id = a.camera_id AND s.officer_id = a.officer_id AND s.state <> 'ENDED')"
+    " AND NOT EXISTS (SELECT 1 FROM session s WHERE s.agency_id = a.agency_id AND s.camera_id = a.camera_id"
+    " AND s.officer_id = a.officer_id AND s.end_cause = 'HOLDER_CHANGED' AND s.ended_at > a.requested_at)"
     " AND NOT EXISTS (SELECT 1 FROM activation n WHERE n.agency_id = a.agency_id AND n.camera_id = a.camera_id"
     " AND n.officer_id <> a.officer_id AND n.requested_at > a.requested_at)"
 )
@@ -36,8 +38,12 @@ _HOMELESS: LiteralString = (
     + ")"
     " AND EXISTS (SELECT 1 FROM relay WHERE NOT draining AND " + _ALIVE + ")"
 )
+# The emergency `k` is a reason for the session `s`: it is open, and about the session's officer, as far as that is settled.
+_REASON: LiteralString = "k.is_open AND coalesce(k.officer_id, s.officer_id) = s.officer_id"
 _POINTLESS: LiteralString = (
-    " FROM session s JOIN known_emergency k ON k.emergency_id = s.emergency_id WHERE s.state IN ('GRANTED', 'CONNECTING') AND NOT k.is_open"
+    " FROM session s JOIN known_emergency k ON k.emergency_id = s.emergency_id WHERE s.state IN ('GRANTED', 'CONNECTING') AND NOT ("
+    + _REASON
+    + ")"
 )
 _SILENT: LiteralString = (
     " FROM session s WHERE s.state = 'LIVE' AND (s.last_media_at < now() - interval '15 s'"
@@ -45,7 +51,7 @@ _SILENT: LiteralString = (
 )
 _GROUNDLESS: LiteralString = (
     " FROM viewer_grant g JOIN known_emergency k ON k.emergency_id = g.emergency_id JOIN session s ON s.session_id = g.session_id"
-    " WHERE g.revoked_at IS NULL AND (NOT k.is_open OR s.state = 'ENDED')"
+    " WHERE g.revoked_at IS NULL AND g.ended_at IS NULL AND NOT (" + _REASON + " AND s.state <> 'ENDED')"
 )
 _LAPSED: LiteralString = (
     " FROM viewer_grant g WHERE g.ended_at IS NULL AND (g.revoked_at IS NULL AND g.expires_at <= now()"
@@ -181,10 +187,11 @@ class Store:
     async def of_emergency(self, db: Statements, emergency_id: str, agency_id: str) -> list[Session]:
         """The sessions that were begun for an emergency, and those that its officers' cameras had when it began; the newest first."""
         rows = await db.all(
-            f"SELECT {_SESSION} FROM session s WHERE s.agency_id = %(agency)s AND (s.emergency_id = %(id)s OR EXISTS"
-            " (SELECT 1 FROM activation a WHERE a.emergency_id = %(id)s AND a.camera_id = s.camera_id AND a.agency_id = s.agency_id"
-            " AND a.officer_id = s.officer_id AND s.created_at <= a.requested_at"
-            " AND (s.ended_at IS NULL OR s.ended_at > a.requested_at))) ORDER BY s.created_at DESC LIMIT 100",
+            f"SELECT {_SESSION} FROM session s WHERE s.agency_id = %(agency)s AND s.session_id IN ("
+            "SELECT session_id FROM session WHERE emergency_id = %(id)s UNION SELECT o.session_id FROM activation a JOIN session o"
+            " ON o.agency_id = a.agency_id AND o.camera_id = a.camera_id AND o.officer_id = a.officer_id"
+            " AND o.created_at <= a.requested_at AND (o.ended_at IS NULL OR o.ended_at > a.requested_at)"
+            " WHERE a.emergency_id = %(id)s) ORDER BY s.created_at DESC LIMIT 100",
             {"id": emergency_id, "agency": agency_id},
         )
         return [_session(row) for row in rows]
@@ -226,7 +233,7 @@ class Store:
         """The grant that a token is for, locked, if its reason still holds."""
         query: LiteralString = (
             " FROM viewer_grant g JOIN known_emergency k ON k.emergency_id = g.emergency_id JOIN session s ON s.session_id = g.session_id"
-            " WHERE g.token_hash = %s AND k.is_open AND s.state <> 'ENDED'"
+            " WHERE g.token_hash = %s AND " + _REASON + " AND s.state <> 'ENDED'"
         )
         found = await self._grants(tx, query, [token_hash])
         return found[0] if found else None
@@ -238,7 +245,8 @@ class Store:
     async def groundless(self, tx: Transaction) -> list[tuple[Grant, str]]:
         """Grants whose emergency was cleared or whose session is over, with the session's end cause, empty for the first; locked."""
         rows = await tx.all(
-            f"SELECT {_GRANT}, CASE WHEN k.is_open THEN s.end_cause ELSE '' END AS cause {_GROUNDLESS}{_AT_ONCE}"
+            f"SELECT {_GRANT}, CASE WHEN NOT k.is_open THEN '' WHEN s.state = 'ENDED' THEN s.end_cause"
+            f" ELSE 'HOLDER_CHANGED' END AS cause {_GROUNDLESS}{_AT_ONCE}"
             f" FOR UPDATE OF g{_WHO_IS_FREE}"
         )
         return [(Grant(**{k: v for k, v in row.items() if k != "cause"}), row["cause"]) for row in rows]
