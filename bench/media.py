@@ -144,6 +144,11 @@ def _memory(stack: Stack) -> float:
     return sum(relay.memory_full_info().uss for relay in _relays(stack)) / 2**20
 
 
+async def _uploaded(stack: Stack) -> bool:
+    """Whether all seconds before presses have arrived: they come slowly, beside what is live."""
+    return all('"end"' in index.read_text().splitlines()[-1] for index in stack.data.glob("relay-*/*/*-pre.jsonl"))
+
+
 async def _capacity(result: Result, force: Force, stack: Stack, cameras: int, each: int, seconds: float) -> None:
     result.cameras, result.viewers = cameras, cameras * each
     result.relays_idle_percent = await _percent(stack, seconds)
@@ -153,6 +158,7 @@ async def _capacity(result: Result, force: Force, stack: Stack, cameras: int, ea
         for viewer in first:
             await _has(viewer, 10)
         await viewers.aclose()
+        await until(lambda: _uploaded(stack), "what was seen before the presses", 120)
         result.relays_streaming_percent = await _percent(stack, seconds)
         for name in names:
             for _ in range(each):
