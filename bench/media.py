@@ -28,22 +28,17 @@ from tools.local.browser import chromium
 from tools.local.process import free_ports
 from tools.local.stack import Stack
 from tools.roster import Member, member
-from tools.simulator.footage import Footage
+from tools.simulator.footage import READ_CLOCK, Footage
 from tools.simulator.viewer import Viewer
 from tools.world import World, until
 
 RESULTS = Path(__file__).parent / "results"
 KBIT_S, SLOW_KBIT_S = 2000, 1200
 out, err = Console(width=130), Console(stderr=True)
-# Reads the burnt-in clock (tools/simulator/footage.py) at every picture; ages in ms, without those that cannot be read.
-_WATCH_CLOCK = """() => { window.ages = []; const c = document.getElementById("picture"), n = 56, size = 10;
-    const context = c.getContext("2d");
-    c.addEventListener("painted", () => {
-      const now = Date.now(), p = context.getImageData(0, c.height - size / 2, n * size, 1).data;
-      const bits = Array.from({ length: n }, (_, at) => p[(at * size + size / 2) * 4] > 128 ? 1 : 0);
-      const bytes = Array.from({ length: 7 }, (_, at) => bits.slice(8 * at, 8 * at + 8).reduce((sum, bit) => 2 * sum + bit, 0));
-      const time = bytes.slice(0, 6).reduce((sum, byte) => 256 * sum + byte, 0);
-      if (bytes.slice(0, 6).reduce((sum, byte) => sum + byte, 0) % 256 === bytes[6]) window.ages.push(now - time); }); }"""
+# At every picture; ages in ms, without those that cannot be read.
+_WATCH_CLOCK = f"""() => {{ const read = {READ_CLOCK}; window.ages = [];
+    document.getElementById("picture").addEventListener("painted", () => {{
+      const age = read(); if (age !== null) window.ages.push(age); }}); }}"""
 
 
 @dataclass

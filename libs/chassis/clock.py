@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 from typing import Protocol
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 
 class Clock(Protocol):
     """Where a service gets the time from."""
@@ -18,3 +20,12 @@ class SystemClock:
     def now(self) -> datetime:
         """The platform's time, aware, in UTC."""
         return datetime.now(UTC)
+
+
+def stamp(at: datetime | None) -> Timestamp | None:
+    """A time's wire form; nothing for none."""
+    if at is None:
+        return None
+    timestamp = Timestamp()
+    timestamp.FromDatetime(at)
+    return timestamp

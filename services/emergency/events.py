@@ -1,14 +1,14 @@
 """Emergencies on their way out, activation results on their way in; protobuf <-> model."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 
 from chassis.bus import Received, Record, parse
+from chassis.clock import stamp
 from chassis.db import Transaction
 from chassis.errors import PoisonError
 from contracts.topics import ACTIVATION_RESULT, EMERGENCY_EVENT, radio_key
-from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.activation.v1.activation_pb2 import ActivationResult
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.common.v1.radio_pb2 import Position, RadioIdentity
@@ -28,8 +28,8 @@ def to_emergency(e: Emergency) -> pb.Emergency:
         emergency_id=e.emergency_id,
         version=e.version,
         epoch=e.epoch,
-        epoch_started_at=_stamp(e.epoch_started_at),
-        activation_expires_at=_stamp(e.activation_expires_at),
+        epoch_started_at=stamp(e.epoch_started_at),
+        activation_expires_at=stamp(e.activation_expires_at),
         agency_id=e.agency_id,
         radio=to_radio(e.radio),
         state=pb.EMERGENCY_STATE_OPEN if e.is_open else pb.EMERGENCY_STATE_CLEARED,
@@ -38,7 +38,7 @@ def to_emergency(e: Emergency) -> pb.Emergency:
         clocks=_clocks(e.clocks),
         stale_on_arrival=e.stale_on_arrival,
         repeat_count=e.repeat_count,
-        last_press_at=_stamp(e.last_press_at),
+        last_press_at=stamp(e.last_press_at),
         acknowledged=_fact(e.acknowledged),
         cleared=_fact(e.cleared),
         cancel_requested=_fact(e.cancel_requested),
@@ -72,21 +72,21 @@ def _subject(subject: Subject) -> pb.Subject:
         officer_id=subject.officer_id,
         unit_id=subject.unit_id,
         duty_version=subject.duty_version,
-        held_from=_stamp(subject.held_from),
-        held_to=_stamp(subject.held_to),
+        held_from=stamp(subject.held_from),
+        held_to=stamp(subject.held_to),
         home_agency_id=subject.home_agency_id,
         camera_ids=subject.camera_ids,
-        filled_at=_stamp(subject.filled_at),
+        filled_at=stamp(subject.filled_at),
     )
 
 
 def _clocks(clocks: Clocks) -> pb.Clocks:
     message = pb.Clocks(
-        source_time=_stamp(clocks.source_time),
-        gateway_received_at=_stamp(clocks.gateway_received_at),
-        gateway_sent_at=_stamp(clocks.gateway_sent_at),
-        platform_received_at=_stamp(clocks.platform_received_at),
-        press_time=_stamp(clocks.press_time),
+        source_time=stamp(clocks.source_time),
+        gateway_received_at=stamp(clocks.gateway_received_at),
+        gateway_sent_at=stamp(clocks.gateway_sent_at),
+        platform_received_at=stamp(clocks.platform_received_at),
+        press_time=stamp(clocks.press_time),
         clock_suspect=clocks.clock_suspect,
     )
     message.gateway_skew.FromTimedelta(clocks.gateway_skew)
@@ -97,15 +97,7 @@ def _fact(fact: Fact | None) -> pb.Fact | None:
     if fact is None:
         return None
     actor = Actor(kind=ActorKind.ValueType(fact.actor.kind), id=fact.actor.id, agency_id=fact.actor.agency_id)
-    return pb.Fact(actor=actor, at=_stamp(fact.at), note=fact.note)
-
-
-def _stamp(at: datetime | None) -> Timestamp | None:
-    if at is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(at)
-    return stamp
+    return pb.Fact(actor=actor, at=stamp(fact.at), note=fact.note)
 
 
 class EmergencyAnnouncer:

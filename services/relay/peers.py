@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import grpc
 from chassis import telemetry
+from chassis.clock import stamp
 from chassis.errors import Changed, Forbidden, SightlineError, Unauthenticated, Unavailable
 from chassis.identity import Machine
 from chassis.rpc import addresses, connect, with_trace
 from chassis.settings import RpcSettings
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from sightline.streams.v1 import relay_link_service_pb2 as pb
 from sightline.streams.v1.relay_link_service_pb2_grpc import RelayLinkServiceStub
@@ -75,9 +75,10 @@ class StreamsLink:
         grant_id = served.grant.grant_id
         self._leases.pop(grant_id, None)
         telemetry.log().info("served", grant=grant_id, bytes=served.bytes, skipped=served.skipped, cause=served.cause)
-        use = pb.GrantUse(grant_id=grant_id, bytes=served.bytes, skipped=served.skipped, ended_at=_stamp(served.ended_at))
-        if served.last_byte_at is not None:
-            use.last_byte_at.FromDatetime(served.last_byte_at)
+        use = pb.GrantUse(
+            grant_id=grant_id, bytes=served.bytes, skipped=served.skipped,
+            last_byte_at=stamp(served.last_byte_at), ended_at=stamp(served.ended_at),
+        )  # fmt: skip
         self._uses[grant_id] = use
         if len(self._uses) > _USES_AT_MOST:
             lost = self._uses.pop(next(iter(self._uses)))
@@ -219,9 +220,3 @@ def _duration(seconds: float) -> Duration:
     duration = Duration()
     duration.FromTimedelta(timedelta(seconds=seconds))
     return duration
-
-
-def _stamp(at: Any) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(at)
-    return stamp

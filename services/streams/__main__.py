@@ -1,7 +1,7 @@
 """Wires the streams service together."""
 
 import asyncio
-from datetime import timedelta
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from chassis.audit import Audit
@@ -19,6 +19,7 @@ from contracts.topics import (
     ACTIVATION_RESULT,
     AUDIT_RECORD,
     EMERGENCY_EVENT,
+    REGISTRY_DUTY,
     STREAM_GRANT,
     STREAM_SESSION,
 )
@@ -40,6 +41,10 @@ from services.streams.settings import StreamsSettings
 from services.streams.store import Store
 
 _SWEEP_S, _SWEEP_ALL_S, _RECONCILE_S, _LOOK_AGAIN_S, _ALIVE_S = 0.25, 5.0, 0.4, 0.1, 1.0
+_TOPICS = (
+    ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, EMERGENCY_EVENT, REGISTRY_DUTY, STREAM_SESSION, STREAM_GRANT,
+    AUDIT_RECORD,
+)  # fmt: skip
 _LINGER_S = 0.05  # records of duty that come within this time are one question to PostgreSQL
 _SESSIONS_POOL = 4
 _SESSIONS_S = 0.01  # besides its own wait
@@ -51,7 +56,6 @@ async def main(app: App[StreamsSettings]) -> None:
     """Build the parts, inside out, and start them."""
     settings, clock = app.settings, SystemClock()
     await app.serve_health(settings.rpc.health_listen)
-    topics = (ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, EMERGENCY_EVENT, STREAM_SESSION, STREAM_GRANT, AUDIT_RECORD)
     publisher = Publisher(settings.kafka)
     app.resources.push_async_callback(publisher.close)
     database = Database(settings.database, "streams", publisher)
@@ -84,18 +88,13 @@ async def main(app: App[StreamsSettings]) -> None:
     await wait_for("PostgreSQL", service.warm_up)
     app.ship(database, audit)
 
-    async def read(reader: Reader, since: timedelta) -> None:
-        await wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics))
-        await reader.tail(since)
+    async def read(reading: Callable[[], Awaitable[None]]) -> None:
+        await wait_for("Kafka topics", lambda: check_topics(settings.kafka, _TOPICS))
+        await reading()
 
-    app.background("emergencies", read(events, EMERGENCIES_SINCE))
-    app.background("decisions", read(decisions, DECISIONS_SINCE))
-
-    async def read_duty() -> None:
-        await wait_for("Kafka topics", lambda: check_topics(settings.kafka, DutyReader.topics))
-        await duty.consume()
-
-    app.background("duty", read_duty())
+    app.background("emergencies", read(lambda: events.tail(EMERGENCIES_SINCE)))
+    app.background("decisions", read(lambda: decisions.tail(DECISIONS_SINCE)))
+    app.background("duty", read(duty.consume))
     app.repeat("reconcile", _RECONCILE_S, service.reconcile)
     app.repeat("second look", _LOOK_AGAIN_S, service.look_again)
     app.repeat("alive", _ALIVE_S, service.say_alive)

@@ -5,10 +5,10 @@ from uuid import UUID
 
 from chassis import telemetry
 from chassis.bus import Received, Record, parse
+from chassis.clock import stamp
 from chassis.db import Transaction
 from chassis.errors import PoisonError
 from contracts.topics import ACTIVATION_DECISION, ACTIVATION_REJECTION, ACTIVATION_RESULT, EMERGENCY_EVENT
-from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.activation.v1.activation_pb2 import (
     ActivationDecision,
     ActivationResult,
@@ -41,10 +41,10 @@ def to_result(a: Activation) -> ActivationResult:
         state=ActivationState.Value(_STATE + a.state),
         refusal_reason=RefusalReason.Value(_REFUSAL + (a.refusal_reason or "UNSPECIFIED")),
         no_camera_reason=NoCameraReason.Value(_NO_CAMERA + (a.no_camera_reason or "UNSPECIFIED")),
-        requested_at=_stamp(a.requested_at),
-        ordered_at=_stamp(a.ordered_at),
-        answered_at=_stamp(a.answered_at),
-        device_time=_stamp(a.device_time),
+        requested_at=stamp(a.requested_at),
+        ordered_at=stamp(a.ordered_at),
+        answered_at=stamp(a.answered_at),
+        device_time=stamp(a.device_time),
     )
 
 
@@ -87,14 +87,6 @@ def _name(enum: type[NoCameraReason], number: int, prefix: str) -> str:
     """Name of an enum value; one of a newer schema counts as unspecified."""
     known = number in enum.values()
     return enum.Name(number).removeprefix(prefix) if known else "UNSPECIFIED"  # type: ignore[arg-type]
-
-
-def _stamp(at: datetime | None) -> Timestamp | None:
-    if at is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(at)
-    return stamp
 
 
 class ActivationAnnouncer:

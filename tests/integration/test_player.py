@@ -15,6 +15,7 @@ from tools.desk import fetch_token
 from tools.local.browser import chromium
 from tools.local.stack import Stack
 from tools.roster import Member
+from tools.simulator.footage import READ_CLOCK
 from tools.world import World, until
 
 Someone = Callable[..., Member]
@@ -217,18 +218,9 @@ async def test_the_latency_is_what_the_burnt_in_clock_says(world: World, someone
     await seat.paints(3)
 
     async def read() -> bool:
-        return bool(await seat.page.evaluate(CLOCK))
+        return bool(await seat.page.evaluate(READ_CLOCK))
 
     await until(read, "a clock that can be read")
-    ages = [age for age in [await seat.page.evaluate(CLOCK) for _ in range(20)] if age is not None]
+    ages = [age for age in [await seat.page.evaluate(READ_CLOCK) for _ in range(20)] if age is not None]
     assert ages
     assert all(0 <= age < 30_000 for age in ages)
-
-
-# Milliseconds since the burnt-in time; null if the strip cannot be read. See tools/simulator/footage.py.
-CLOCK = """() => { const c = document.getElementById("picture"), n = 56, size = 10;
-    const p = c.getContext("2d").getImageData(0, c.height - size / 2, n * size, 1).data;
-    const bits = Array.from({ length: n }, (_, at) => p[(at * size + size / 2) * 4] > 128 ? 1 : 0);
-    const bytes = Array.from({ length: 7 }, (_, at) => bits.slice(8 * at, 8 * at + 8).reduce((sum, bit) => 2 * sum + bit, 0));
-    const time = bytes.slice(0, 6).reduce((sum, byte) => 256 * sum + byte, 0);
-    return bytes.slice(0, 6).reduce((sum, byte) => sum + byte, 0) % 256 === bytes[6] ? Date.now() - time : null; }"""

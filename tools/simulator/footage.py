@@ -22,6 +22,13 @@ BLOCK, CLOCK_BITS, SUM_BITS = 10, 48, 8
 # A camera's own store, in seconds: for what it saw before it recorded, and while it had no link.
 KEPT_S = 120.0
 _WHITE, _BLACK = 235, 16
+# For a page that shows it on the canvas `picture`: milliseconds since the burnt-in time; null if the strip cannot be read.
+READ_CLOCK = """() => { const now = Date.now(), c = document.getElementById("picture"), n = 56, size = 10;
+    const p = c.getContext("2d").getImageData(0, c.height - size / 2, n * size, 1).data;
+    const bits = Array.from({ length: n }, (_, at) => p[(at * size + size / 2) * 4] > 128 ? 1 : 0);
+    const bytes = Array.from({ length: 7 }, (_, at) => bits.slice(8 * at, 8 * at + 8).reduce((sum, bit) => 2 * sum + bit, 0));
+    const time = bytes.slice(0, 6).reduce((sum, byte) => 256 * sum + byte, 0);
+    return bytes.slice(0, 6).reduce((sum, byte) => sum + byte, 0) % 256 === bytes[6] ? now - time : null; }"""
 _SCENE_FRAMES = 40
 _WAITING_AT_MOST = 400
 # The people's clock: 5 x 7 dots a sign, a row of bits each.

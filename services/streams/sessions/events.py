@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from chassis.bus import Received, Record, parse
-from chassis.clock import Clock
+from chassis.clock import Clock, stamp
 from chassis.db import Transaction
 from chassis.errors import PoisonError
 from contracts.topics import REGISTRY_DUTY, STREAM_GRANT, STREAM_SESSION
-from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.registry.v1.duty_pb2 import DutyRecord
 from sightline.streams.v1 import session_pb2 as pb
@@ -32,12 +31,12 @@ def to_session(s: Session) -> pb.Session:
         relay_id=s.relay_id,
         state=pb.SessionState.Value(f"SESSION_STATE_{s.state}"),
         degraded=s.degraded,
-        created_at=_stamp(s.created_at),
-        live_at=_stamp(s.live_at),
-        last_media_at=_stamp(s.last_media_at),
-        ended_at=_stamp(s.ended_at),
+        created_at=stamp(s.created_at),
+        live_at=stamp(s.live_at),
+        last_media_at=stamp(s.last_media_at),
+        ended_at=stamp(s.ended_at),
         end_cause=pb.SessionEndCause.Value(f"SESSION_END_CAUSE_{s.end_cause or 'UNSPECIFIED'}"),
-        gaps=[pb.SessionGap(**{"from": _stamp(since), "until": _stamp(until)}) for since, until in s.gaps],
+        gaps=[pb.SessionGap(**{"from": stamp(since), "until": stamp(until)}) for since, until in s.gaps],
     )
 
 
@@ -51,13 +50,13 @@ def to_grant(g: Grant) -> pb.Grant:
         emergency_id=g.emergency_id,
         agency_id=g.agency_id,
         viewer=Actor(kind=ActorKind.ACTOR_KIND_PERSON, id=g.viewer, agency_id=g.agency_id),
-        issued_at=_stamp(g.issued_at),
-        redeemed_at=_stamp(g.redeemed_at),
-        expires_at=_stamp(g.expires_at),
-        revoked_at=_stamp(g.revoked_at),
+        issued_at=stamp(g.issued_at),
+        redeemed_at=stamp(g.redeemed_at),
+        expires_at=stamp(g.expires_at),
+        revoked_at=stamp(g.revoked_at),
         end_cause=to_cause(g.end_cause),
-        ended_at=_stamp(g.ended_at),
-        last_byte_at=_stamp(g.last_byte_at),
+        ended_at=stamp(g.ended_at),
+        last_byte_at=stamp(g.last_byte_at),
         bytes=g.bytes,
         skipped=g.skipped,
     )
@@ -66,14 +65,6 @@ def to_grant(g: Grant) -> pb.Grant:
 def to_cause(cause: str) -> pb.GrantEndCause.ValueType:
     """Wire form of why a grant is over; empty: it is not."""
     return pb.GrantEndCause.Value(f"GRANT_END_CAUSE_{cause or 'UNSPECIFIED'}")
-
-
-def _stamp(at: datetime | None) -> Timestamp | None:
-    if at is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(at)
-    return stamp
 
 
 class SessionAnnouncer:
