@@ -25,7 +25,19 @@ from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 from chassis import telemetry
 from chassis.audit import Audit, Entry
-from chassis.errors import Forbidden, InvalidRequest, SightlineError, TooLarge, Unauthenticated, Unavailable
+from chassis.errors import (
+    REASON_PREFIX,
+    AlreadyExists,
+    Changed,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    SightlineError,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    WrongState,
+)
 from chassis.identity import PLATFORM, Caller, Machine, Person, TokenVerifier, parse_machine
 from chassis.settings import RpcSettings
 
@@ -354,6 +366,24 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
         if detail.Unpack(info):
             return str(info.reason)
     return ""
+
+
+_KINDS: Mapping[grpc.StatusCode, type[SightlineError]] = {
+    grpc.StatusCode[kind.code.name]: kind
+    for kind in (InvalidRequest, TooLarge, Unauthenticated, Forbidden, NotFound, AlreadyExists, WrongState, Changed)
+}
+
+
+async def ask(method: Any, request: Any, within_s: float, *metadata: tuple[str, str]) -> Any:
+    """One call; a documented refusal is raised as the error that it was at the other side, anything else as Unavailable."""
+    try:
+        return await method(request, timeout=within_s, metadata=with_trace(*metadata))
+    except grpc.aio.AioRpcError as error:
+        name = REASON_PREFIX + reason_of(error)
+        known = dict(Reason.items()).get(name)
+        kind = _KINDS.get(error.code(), Unavailable) if known is not None else Unavailable
+        text = error.details() or f"no answer: {error.code().name}"
+        raise kind(Reason.ERROR_REASON_TRY_AGAIN if known is None else known, text) from error
 
 
 async def addresses(target: str) -> list[str]:

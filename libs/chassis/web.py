@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -36,6 +37,15 @@ def refusal(status: int, reason: str, message: str, metadata: Any) -> web.Respon
     """A refusal as JSON. The body may not have been read to its end, so the connection is of no more use."""
     content = {"reason": reason, "message": message, "metadata": dict(metadata)}
     return web.json_response(content, status=status, headers={"Connection": "close"})
+
+
+def server_tls(cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext | None:
+    """For browsers, which have no certificates; None without one: something before us ends TLS."""
+    if cert_file is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert_file, key_file)
+    return context
 
 
 async def serve(app: web.Application, listen: str, tls: ssl.SSLContext | None) -> web.AppRunner:

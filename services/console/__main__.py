@@ -1,10 +1,8 @@
 """Wires the console together."""
 
-import ssl
-
 from chassis.rpc import connect
 from chassis.run import App, run
-from chassis.web import serve
+from chassis.web import serve, server_tls
 
 from services.console.api import ConsoleApi
 from services.console.peers import Streams
@@ -16,18 +14,10 @@ async def main(app: App[ConsoleSettings]) -> None:
     settings = app.settings
     await app.serve_health(settings.rpc.health_listen)
     streams = Streams(connect(settings.streams_target, settings.rpc))
-    runner = await serve(ConsoleApi(streams, settings.view_sources).app(), settings.page_listen, _tls(settings))
+    tls = server_tls(settings.page_cert_file, settings.page_key_file)
+    runner = await serve(ConsoleApi(streams, settings.view_sources).app(), settings.page_listen, tls)
     app.resources.push_async_callback(runner.cleanup)
     await app.ready()
-
-
-def _tls(settings: ConsoleSettings) -> ssl.SSLContext | None:
-    """None: something before the console ends TLS."""
-    if settings.page_cert_file is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(settings.page_cert_file, settings.page_key_file)
-    return context
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from chassis.clock import SystemClock
 from chassis.rpc import own_identity
 from chassis.run import App, run, wait_for
 from chassis.settings import RpcSettings
-from chassis.web import serve
+from chassis.web import serve, server_tls
 from contracts.topics import MEDIA_CHAIN
 from media.files import FileShelf
 
@@ -37,7 +37,7 @@ async def main(app: App[RelaySettings]) -> None:
     trust_domain = own_identity(settings.rpc).trust_domain
     for listen, page, tls in (
         (settings.ingest_listen, IngestApi(service, trust_domain).app(), _camera_tls(settings.rpc)),
-        (settings.view_listen, ViewApi(service).app(), _viewer_tls(settings)),
+        (settings.view_listen, ViewApi(service).app(), server_tls(settings.view_cert_file, settings.view_key_file)),
     ):
         runner = await serve(page, listen, tls)
         app.resources.push_async_callback(runner.cleanup)
@@ -63,15 +63,6 @@ def _camera_tls(rpc: RpcSettings) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(rpc.ca_file))
     context.load_cert_chain(rpc.cert_file, rpc.key_file)
     context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-def _viewer_tls(settings: RelaySettings) -> ssl.SSLContext | None:
-    """None: something before the relay ends TLS."""
-    if settings.view_cert_file is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(settings.view_cert_file, settings.view_key_file)
     return context
 
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import grpc
 from chassis import telemetry
 from chassis.clock import stamp
-from chassis.errors import Changed, Forbidden, SightlineError, Unauthenticated, Unavailable
+from chassis.errors import InvalidRequest, SightlineError, Unauthenticated, Unavailable
 from chassis.identity import Machine
-from chassis.rpc import addresses, connect, with_trace
+from chassis.rpc import addresses, ask, connect
 from chassis.settings import RpcSettings
 from google.protobuf.duration_pb2 import Duration
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
@@ -32,12 +32,6 @@ _USES_AT_MOST, _USES_AT_ONCE = 100_000, 500
 _NAMES_AT_ONCE = 1000  # a request has at most 64 KiB
 _REDEEMING_AT_ONCE = 8
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{20,200}")
-_REFUSALS: dict[grpc.StatusCode, tuple[type[SightlineError], Reason.ValueType]] = {
-    grpc.StatusCode.PERMISSION_DENIED: (Forbidden, Reason.ERROR_REASON_CALLER_NOT_ALLOWED),
-    grpc.StatusCode.UNAUTHENTICATED: (Unauthenticated, Reason.ERROR_REASON_TOKEN_INVALID),
-    grpc.StatusCode.INVALID_ARGUMENT: (Unauthenticated, Reason.ERROR_REASON_TOKEN_INVALID),
-    grpc.StatusCode.ABORTED: (Changed, Reason.ERROR_REASON_SESSION_MOVED),
-}
 
 
 class StreamsLink:
@@ -58,7 +52,10 @@ class StreamsLink:
         request = pb.AdmitRequest(
             relay_id=self._relay_id, camera_id=camera.id, agency_id=camera.agency_id, session_id=session_id, token=token
         )
-        answer = await _ask(self._stub.Admit, request)
+        try:
+            answer = await ask(self._stub.Admit, request, _WITHIN_S)
+        except InvalidRequest as error:
+            raise Unauthenticated(Reason.ERROR_REASON_TOKEN_INVALID, error.message) from error
         return Admission(answer.recording_id)
 
     async def redeem(self, token: str) -> Grant:
@@ -66,7 +63,7 @@ class StreamsLink:
         if not _TOKEN.fullmatch(token):  # anybody may say anything here: what cannot be a token asks nobody
             raise Unauthenticated(Reason.ERROR_REASON_TOKEN_INVALID, "this is no token")
         async with self._redeeming:
-            answer = await _ask(self._stub.Redeem, pb.RedeemRequest(relay_id=self._relay_id, token=token))
+            answer = await ask(self._stub.Redeem, pb.RedeemRequest(relay_id=self._relay_id, token=token), _WITHIN_S)
         self._leases[answer.grant_id] = time.monotonic() + answer.lease.ToTimedelta().total_seconds()
         return Grant(answer.grant_id, answer.session_id)
 
@@ -186,7 +183,7 @@ def _batches(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[at : at + _NAMES_AT_ONCE] for at in range(0, len(items), _NAMES_AT_ONCE)]
 
 
-async def _either(event: asyncio.Event, within_s: float | None) -> None:
+async def _either(event: asyncio.Event, within_s: float) -> None:
     """Wait for an event, but only so long."""
     with suppress(TimeoutError):
         async with asyncio.timeout(within_s):
@@ -194,20 +191,13 @@ async def _either(event: asyncio.Event, within_s: float | None) -> None:
     event.clear()
 
 
-async def _ask(method: Any, request: Any) -> Any:
-    """One call; a refusal becomes ours, no answer Unavailable."""
-    try:
-        return await method(request, timeout=_WITHIN_S, metadata=with_trace())
-    except grpc.aio.AioRpcError as error:
-        kind, reason = _REFUSALS.get(error.code(), (Unavailable, Reason.ERROR_REASON_TRY_AGAIN))
-        raise kind(reason, error.details() or f"the streams service does not answer: {error.code().name}") from error
-
-
 async def _ask_surely(method: Any, request: Any) -> Any:
     """One call that can only be refused by a mistake of ours: it must not end the process, and with it all recordings."""
     try:
-        return await _ask(method, request)
-    except (Forbidden, Unauthenticated, Changed) as error:
+        return await ask(method, request, _WITHIN_S)
+    except Unavailable:
+        raise
+    except SightlineError as error:
         telemetry.log().error("the streams service refuses", why=str(error))
         raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, str(error)) from error
 

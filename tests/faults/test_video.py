@@ -1,7 +1,7 @@
 """A relay dies in mid-stream: the session goes on, at the same relay or at another, and what was kept is whole."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
 
@@ -10,15 +10,12 @@ from media.files import verify_file
 from sightline.streams.v1.session_pb2 import Session, SessionState
 from testkit.trial.rig import Rig
 
-from tools.roster import Member, member
+from tools.roster import member
 from tools.simulator.viewer import Viewer
 from tools.world import World, until
 
 _numbers = count(6000)
-LIVE, INTERRUPTED, ENDED = (
-    SessionState.SESSION_STATE_LIVE, SessionState.SESSION_STATE_INTERRUPTED, SessionState.SESSION_STATE_ENDED,
-)  # fmt: skip
-Someone = Callable[[], Member]
+LIVE, ENDED = SessionState.SESSION_STATE_LIVE, SessionState.SESSION_STATE_ENDED
 
 
 @pytest_asyncio.fixture(loop_scope="session", name="seen")

@@ -198,7 +198,7 @@ class Camera:
 
             while True:
                 self.sent[order.session_id] = n = self.sent.get(order.session_id, 0) + 1
-                name, now = ("0000-pre", time.monotonic()) if n == 1 else (f"{n:04}-late", time.monotonic())
+                name, now = "0000-pre" if n == 1 else f"{n:04}-late", time.monotonic()
                 if missed := footage.between(self._sent_until.get(order.session_id, now - PRE_EVENT_S), now):
                     uploads.create_task(post(name, _slowly(missed)))
                 if await post(f"{n:04}-live", self._media(order.session_id, footage)) not in _AGAIN:

@@ -75,11 +75,6 @@ class Viewer:
             self.over.set()
 
     @property
-    def captured_until(self) -> int:
-        """When the relay received the newest piece that came, ms since 1970; 0 if none did."""
-        return self.pieces[-1].received_ms if self.pieces else 0
-
-    @property
     def breaks(self) -> list[int]:
         """Places where a piece does not hang on the one before: there something was left out, or another segment begins."""
         return [at for at in range(1, len(self.pieces)) if self.pieces[at].previous != self.pieces[at - 1].chain]

@@ -79,7 +79,6 @@ function mediaData(fragment: Uint8Array): Uint8Array | undefined {
 /** Hashes what comes, in order, and compares it with what the relay says that it has kept. */
 class Chain {
   pieces = 0;
-  bytes = 0;
   fits = true;
   /** The chain's value after the newest piece, and the number of that piece. */
   head = "";
@@ -102,7 +101,6 @@ class Chain {
     this.head = hex(new Uint8Array(await crypto.subtle.digest("SHA-256", both)));
     this.newest = piece.n;
     this.pieces += 1;
-    this.bytes += piece.data.length;
     heads.push([piece.n, this.head]);
     if (heads.length > 10_000) heads.shift();
   }

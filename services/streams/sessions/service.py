@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Protocol
@@ -130,7 +130,7 @@ class SessionsService:
         if "move" in due and now - self._steady_since > _STEADY_S:
             await self._move()
         if "end" in due:
-            await self._end_pointless()
+            await self._end(self._store.pointless, SessionEnd.EMERGENCY_CLEARED)
         if "silence" in due:
             await self._note_silence()
         if "lapse" in due:
@@ -167,14 +167,16 @@ class SessionsService:
             await self._raise(tx, moved)
         self._wake_cameras(moved)
 
-    async def _end_pointless(self) -> None:
+    async def _end(self, find: Callable[[Transaction], Awaitable[list[Session]]], cause: SessionEnd) -> list[Session]:
+        """End what is found; its cameras learn it."""
         now = self._clock.now()
         async with self._database.transaction() as tx:
-            found = await self._store.pointless(tx)
-            ended = [session.ended(SessionEnd.EMERGENCY_CLEARED, now) for session in found]
+            found = await find(tx)
+            ended = [session.ended(cause, now) for session in found]
             await self._save(tx, found, ended)
             await self._raise(tx, ended)
         self._wake_cameras(ended)
+        return ended
 
     async def _note_silence(self) -> None:
         now = self._clock.now()
@@ -201,15 +203,12 @@ class SessionsService:
 
     async def hold(self, holdings: Sequence[Holding]) -> None:
         """Cameras are worn by these officers now: what streams for somebody else ends."""
-        now = self._clock.now()
-        async with self._database.transaction() as tx:
-            found = {session.session_id: session for session in await self._store.held_by_others(tx, holdings)}
-            sessions = list(found.values())
-            ended = [session.ended(SessionEnd.HOLDER_CHANGED, now) for session in sessions]
-            await self._save(tx, sessions, ended)
-            await self._raise(tx, ended)
-        self._wake_cameras(ended)
-        if ended:
+
+        async def worn_by_others(tx: Transaction) -> list[Session]:
+            found = await self._store.held_by_others(tx, holdings)
+            return list({session.session_id: session for session in found}.values())
+
+        if await self._end(worn_by_others, SessionEnd.HOLDER_CHANGED):
             self._nudge.set()
 
     # --- what relays ask and tell --------------------------------------------------------------------------------
