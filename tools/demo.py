@@ -70,6 +70,7 @@ class Demo:
                 with Live(get_renderable=self._render, console=self._console, refresh_per_second=8):
                     await self._play(world, members)
                     await self._linger()
+                self._console.print()
             finally:
                 watching.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -135,11 +136,12 @@ class Demo:
             parts.append(f"first camera recorded {self._first_recording_s:.0f} s after the command was typed")
         if all(line.outcome or line.error for line in self._lines):
             parts.append("try `.venv/bin/sightline drill` in another terminal; Ctrl-C ends the demo")
-        lines = [" · ".join(parts)]
-        if self._stack.console and (name := self._recording()):
-            lines.append(f"watch it: http://{self._stack.console}/#emergency={name[0]}&camera={name[1]}")
-            lines.append("with the token that `.venv/bin/sightline token supervisor` prints")
-        return Text("\n".join(lines), style="bold")
+        footer = Text(" · ".join(parts), style="bold")
+        if name := self._recording():
+            url = f"http://{self._stack.console}/#emergency={name[0]}&camera={name[1]}"
+            footer.append("\nwatch it, with the token that `.venv/bin/sightline token supervisor` prints:\n")
+            footer.append(url, style=f"link {url}")  # a narrow terminal breaks the text, and the link still holds
+        return footer
 
     def _recording(self) -> tuple[str, str] | None:
         """The newest open emergency with a camera that records."""
