@@ -22,7 +22,9 @@ from services.joiner.watchdog import STUCK, Progress
 
 _ATTEMPTS, _PAUSE_S = 40, 0.25  # ten seconds of refusals; a send that gets no answer takes five by itself
 _IN_FLIGHT = 200
-_LOOK_AGAIN_S, _CLOSE_S = 1.0, 2.0
+_LOOK_AGAIN_S, _CLOSE_S = 0.5, 2.0
+# A press that the registry did not pin waits so long for its late pin, and for the record of a check-out of a moment before it.
+_SETTLE = timedelta(seconds=1.5)
 # So many records that fail one after the other, without being poison, are not to blame.
 _OUR_FAULT = 5
 _FAILURES = 3  # a handler that fails so often on one event will never manage it
@@ -73,14 +75,16 @@ class Lane:
             return  # a new lane reads a week of history: `reconcile` answers what of it is still open
         await self._decide(radio_key(emergency.radio), received.partition, emergency, received.traceparent)
 
-    async def _decide(self, radio: bytes, partition: int, emergency: Emergency, traceparent: str | None) -> None:
+    async def _decide(
+        self, radio: bytes, partition: int, emergency: Emergency, traceparent: str | None, *, duty_is_fresh: bool = False
+    ) -> None:
         """Join and publish, or park until the radio's record arrives."""
         if (emergency.emergency_id, emergency.epoch) in self._decided:
             return
         known = self._duty.get(radio)
         duty = DutyRecord.FromString(known) if known is not None else None
         with telemetry.span("joiner join", parent=traceparent, attributes={"emergency.id": emergency.emergency_id}):
-            decision = join(emergency, duty, duty_is_fresh=self._knows_all(partition))
+            decision = join(emergency, duty, duty_is_fresh=duty_is_fresh)
             if decision is not None:
                 subject = f"emergencies/{emergency.emergency_id}"
                 await self._send(Record.of(ACTIVATION_DECISION, radio, decision, source=f"joiner/{self._lane}", subject=subject))
@@ -89,14 +93,14 @@ class Lane:
             self._parked.remove(radio, emergency)
         else:
             telemetry.log().info("parked", emergency=emergency.emergency_id, have=duty.version if duty else None)
-            self._parked.put(radio, partition, emergency, traceparent)
+            self._parked.put(radio, partition, emergency, traceparent, datetime.now(UTC))
 
     async def look_again(self) -> None:
-        """Decide what was parked only because we did not know for a moment whether we know all."""
-        for radio, partition, emergency, traceparent in self._parked.unpinned():
+        """Decide presses that the registry did not pin in time, nor since, once we know all that it has said."""
+        for radio, partition, emergency, traceparent in self._parked.unpinned(datetime.now(UTC) - _SETTLE):
             if self._knows_all(partition):
                 try:
-                    await self._decide(radio, partition, emergency, traceparent)
+                    await self._decide(radio, partition, emergency, traceparent, duty_is_fresh=True)
                 except Exception:  # a timer that raises ends the lane
                     telemetry.log().exception("a parked press stays parked", emergency=emergency.emergency_id)
 

@@ -26,10 +26,11 @@ class Parked:
 
     def __init__(self) -> None:
         self._events: OrderedDict[bytes, OrderedDict[str, tuple[Emergency, str | None]]] = OrderedDict()
+        self._since: dict[str, datetime] = {}  # when the event of an emergency's present epoch came
         self._partitions: dict[bytes, int] = {}
         self._count = 0
 
-    def put(self, radio: bytes, partition: int, emergency: Emergency, traceparent: str | None) -> None:
+    def put(self, radio: bytes, partition: int, emergency: Emergency, traceparent: str | None, now: datetime) -> None:
         """Keep an event with its trace, unless a newer one of the same emergency is kept."""
         self._partitions[radio] = partition
         of_radio = self._events.setdefault(radio, OrderedDict())
@@ -37,6 +38,8 @@ class Parked:
         if kept is None or kept[0].version < emergency.version:
             of_radio[emergency.emergency_id] = (emergency, traceparent)
             self._count += kept is None
+            if kept is None or kept[0].epoch < emergency.epoch:
+                self._since[emergency.emergency_id] = now
         if len(of_radio) > _PARKED_OF_RADIO:
             self._give_up(radio)
         elif self._count > _PARKED_AT_MOST:
@@ -55,18 +58,19 @@ class Parked:
         """The emergency has been decided or cleared."""
         of_radio = self._events.get(radio, OrderedDict())
         if of_radio.pop(emergency.emergency_id, None):
+            self._since.pop(emergency.emergency_id, None)
             self._count -= 1
         if not of_radio:
             self._events.pop(radio, None)
             self._partitions.pop(radio, None)
 
-    def unpinned(self) -> list[tuple[bytes, int, Emergency, str | None]]:
+    def unpinned(self, came_before: datetime) -> list[tuple[bytes, int, Emergency, str | None]]:
         """Events of presses that the registry did not pin, with radio and partition: they wait until we know all there is."""
         return [
             (radio, self._partitions[radio], emergency, traceparent)
             for radio, events in self._events.items()
             for emergency, traceparent in events.values()
-            if emergency.subject.state == SUBJECT_STATE_UNPINNED
+            if emergency.subject.state == SUBJECT_STATE_UNPINNED and self._since[emergency.emergency_id] < came_before
         ]
 
 

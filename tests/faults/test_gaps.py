@@ -7,7 +7,7 @@ from itertools import count
 import grpc
 import pytest
 from sightline.emergency.v1 import emergency_service_pb2 as pb
-from sightline.emergency.v1.emergency_pb2 import EMERGENCY_STATE_CLEARED
+from sightline.emergency.v1.emergency_pb2 import EMERGENCY_STATE_CLEARED, SubjectState
 from sightline.streams.v1 import stream_service_pb2 as streams_pb
 from testkit.trial.rig import KAFKA, Rig, until
 
@@ -74,6 +74,17 @@ async def test_without_kafka_a_press_starts_its_camera_and_a_clear_ends_its_orde
     assert (await world.get(pressed.emergency_id)).emergency.state == EMERGENCY_STATE_CLEARED
     assert (await _decided_by(world, pressed.emergency_id))[1] == 0
     assert len(camera.starts) == 1
+
+
+async def test_without_the_registry_a_press_starts_the_camera_that_the_lanes_know(rig: Rig, world: World) -> None:
+    officer = await world.duty(someone())
+    async with rig.frozen("registry-a", "registry-b"):
+        pressed = await world.press(officer.radio)
+        assert (await world.get(pressed.emergency_id)).emergency.subject.state == SubjectState.SUBJECT_STATE_UNPINNED
+        await _starts(world, officer)
+        assert (await _decided_by(world, pressed.emergency_id))[0].startswith("joiner")
+    assert (await world.pinned(pressed.emergency_id)).subject.officer_id == officer.officer_id
+    assert len(world.cameras[officer.camera_ids[0]].starts) == 1
 
 
 async def test_a_bind_without_kafka_starts_the_bound_officers_camera(rig: Rig, world: World) -> None:

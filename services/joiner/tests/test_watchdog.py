@@ -1,11 +1,14 @@
 """When a lane counts as stuck, and what waits in its memory."""
 
+from datetime import UTC, datetime, timedelta
+
 from sightline.emergency.v1.emergency_pb2 import SUBJECT_STATE_UNPINNED, Emergency, Subject
 
 from services.joiner.tables import _PARKED_AT_MOST, _PARKED_OF_RADIO, Parked
 from services.joiner.watchdog import Progress
 
 PLACE = ("events", 3)
+NOW, SECOND = datetime(2026, 11, 20, tzinfo=UTC), timedelta(seconds=1)
 
 
 def test_a_lane_that_reads_is_not_stuck() -> None:
@@ -39,7 +42,7 @@ def test_time_without_brokers_does_not_count() -> None:
 
 
 def parked(parked: Parked, radio: bytes, emergency_id: str, version: int = 1) -> None:
-    parked.put(radio, 3, Emergency(emergency_id=emergency_id, version=version), None)
+    parked.put(radio, 3, Emergency(emergency_id=emergency_id, version=version), None, NOW)
 
 
 def test_the_newest_event_of_an_emergency_waits_and_goes_when_it_is_decided() -> None:
@@ -53,12 +56,25 @@ def test_the_newest_event_of_an_emergency_waits_and_goes_when_it_is_decided() ->
 
 def test_unpinned_presses_are_found_again_until_they_are_decided() -> None:
     waiting = Parked()
-    unpinned = Emergency(emergency_id="u", version=1, subject=Subject(state=SUBJECT_STATE_UNPINNED))
-    waiting.put(b"r", 3, unpinned, "trace")
+    unpinned = Emergency(emergency_id="u", version=1, epoch=1, subject=Subject(state=SUBJECT_STATE_UNPINNED))
+    waiting.put(b"r", 3, unpinned, "trace", NOW)
     parked(waiting, b"r", "held")
-    assert waiting.unpinned() == [(b"r", 3, unpinned, "trace")]
+    assert waiting.unpinned(NOW) == []
+    assert waiting.unpinned(NOW + SECOND) == [(b"r", 3, unpinned, "trace")]
     waiting.remove(b"r", unpinned)
-    assert waiting.unpinned() == []
+    assert waiting.unpinned(NOW + SECOND) == []
+
+
+def test_an_unpinned_press_waits_from_its_first_event_and_anew_in_a_new_epoch() -> None:
+    waiting = Parked()
+    event = Emergency(emergency_id="u", version=1, epoch=1, subject=Subject(state=SUBJECT_STATE_UNPINNED))
+    waiting.put(b"r", 3, event, None, NOW)
+    event.version = 2
+    waiting.put(b"r", 3, event, None, NOW + SECOND)
+    assert len(waiting.unpinned(NOW + SECOND)) == 1
+    again = Emergency(emergency_id="u", version=3, epoch=2, subject=Subject(state=SUBJECT_STATE_UNPINNED))
+    waiting.put(b"r", 3, again, None, NOW + 2 * SECOND)
+    assert waiting.unpinned(NOW + 2 * SECOND) == []
 
 
 def test_what_waits_is_bounded_for_a_radio_and_in_all() -> None:
