@@ -232,7 +232,7 @@ def evidence_verify(
     what: Annotated[str, typer.Argument(help="A segment (.mp4 or .jsonl), a folder of them, or the id of a session of the local stack.")],
     anchors: Annotated[
         Path | None,
-        typer.Option(help="Chain values published at the time: JSON lines with recording_id, segment_id, n, chain.", exists=True),
+        typer.Option(help="Chain values published at the time, as `sightline evidence anchors` writes them.", exists=True),
     ] = None,
     data: Data = local.DEFAULT_DATA,
     as_json: Json = False,
@@ -258,6 +258,107 @@ def evidence_verify(
         err.print(f"[red]{each.index}: {each.result}[/red]", highlight=False)
     if bad:
         raise typer.Exit(1)
+
+
+@evidence_app.command("anchors")
+def evidence_anchors(
+    recording: Annotated[str, typer.Argument(help="The id of a session; none: all that the topic still has.")] = "",
+    data: Data = local.DEFAULT_DATA,
+) -> None:
+    """Write the chain values that were published, as JSON lines: keep them elsewhere, and `verify --anchors` proves what was received."""
+    from tools.evidence import Unreadable, published
+
+    kafka = KafkaSettings(bootstrap=_stack(data).kafka, security="PLAINTEXT")
+    count = 0
+    try:
+        with Progress(console=err, transient=True) as bar:
+            for head in published(kafka, recording, bar):
+                print(json.dumps(head))
+                count += 1
+    except Unreadable as error:
+        err.print(f"[red]{error}[/red]", highlight=False)
+        raise typer.Exit(2) from error
+    err.print(f"{count} chain values")
+
+
+@evidence_app.command("show")
+def evidence_show(
+    recording: Annotated[str, typer.Argument(help="The id of a session.")],
+    user: Annotated[str, typer.Option(help="One of the laptop's users.")] = "supervisor",
+    data: Data = local.DEFAULT_DATA,
+    as_json: Json = False,
+) -> None:
+    """Show what is kept of a session, until when, who holds it, and what is missing."""
+    from google.protobuf.json_format import MessageToDict
+
+    from tools.desk import Desk
+    from tools.evidence import in_words, kept, segment_cells
+
+    async def ask() -> Any:
+        async with Desk(_stack(data), user) as desk:
+            return await kept(desk, recording)
+
+    found = _answered(ask())
+    if as_json:
+        _print_json(MessageToDict(found, preserving_proto_field_name=True))
+        return
+    for line in in_words(found):
+        out.print(line, highlight=False)
+    table = Table("segment", "at", "pieces", "bytes", "pictures (UTC)", "chain", "deleted")
+    for segment in found.segments:
+        table.add_row(*segment_cells(segment))
+    out.print(table)
+
+
+@evidence_app.command("hold")
+def evidence_hold(
+    recording: Annotated[str, typer.Argument(help="The id of a session.")],
+    note: Annotated[str, typer.Argument(help="Why, in words.")],
+    user: Annotated[str, typer.Option(help="One of the laptop's users.")] = "supervisor",
+    data: Data = local.DEFAULT_DATA,
+) -> None:
+    """Keep a recording until the hold is released."""
+    from sightline.evidence.v1.evidence_service_pb2 import PlaceHoldRequest
+    from uuid_utils import uuid7
+
+    from tools.desk import Desk
+
+    async def ask() -> Any:
+        async with Desk(_stack(data), user) as desk:
+            return await desk.call(desk.evidence.PlaceHold, PlaceHoldRequest(request_id=str(uuid7()), recording_id=recording, note=note))
+
+    out.print(f"held: {_answered(ask()).hold.hold_id}")
+
+
+@evidence_app.command("release")
+def evidence_release(
+    hold: Annotated[str, typer.Argument(help="The id of the hold; `sightline evidence show` names it.")],
+    note: Annotated[str, typer.Argument(help="Why, in words.")],
+    user: Annotated[str, typer.Option(help="One of the laptop's users.")] = "supervisor",
+    data: Data = local.DEFAULT_DATA,
+) -> None:
+    """End a hold; then the recording is deleted when its time is over."""
+    from sightline.evidence.v1.evidence_service_pb2 import ReleaseHoldRequest
+
+    from tools.desk import Desk
+
+    async def ask() -> Any:
+        async with Desk(_stack(data), user) as desk:
+            return await desk.call(desk.evidence.ReleaseHold, ReleaseHoldRequest(hold_id=hold, note=note))
+
+    found = _answered(ask())
+    out.print("another hold keeps it" if found.recording.held else f"kept until {found.recording.retain_until.ToJsonString()}")
+
+
+def _answered(asking: Any) -> Any:
+    """What a call answers; a refusal is one line."""
+    import grpc
+
+    try:
+        return asyncio.run(asking)
+    except grpc.aio.AioRpcError as error:
+        err.print(f"[red]{error.details()}[/red]", highlight=False)
+        raise typer.Exit(1) from error
 
 
 @app.command()

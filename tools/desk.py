@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from chassis.rpc import connect, with_trace
 from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceStub
+from sightline.evidence.v1.evidence_service_pb2_grpc import EvidenceServiceStub
 from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from sightline.streams.v1.session_service_pb2_grpc import SessionServiceStub
 from sightline.streams.v1.stream_service_pb2_grpc import StreamServiceStub
@@ -39,6 +40,7 @@ class Desk:
         self.emergency = EmergencyServiceStub(self._channels["emergency"])
         self.streams = StreamServiceStub(self._channels["streams"])
         self.sessions = SessionServiceStub(self._channels["streams"])
+        self.evidence = EvidenceServiceStub(self._channels["evidence"])
 
     def metadata(self) -> Any:
         """The token, and the current trace."""

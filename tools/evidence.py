@@ -1,18 +1,30 @@
-"""`sightline evidence verify`: the chain of recorded segments, from nothing but the files."""
+"""`sightline evidence`: what is kept and why; the chain of recorded segments, from nothing but the files; what was published of it."""
 
 import glob
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from chassis.bus import client_config
+from chassis.settings import KafkaSettings
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from contracts.topics import MEDIA_CHAIN
+from google.protobuf.timestamp_pb2 import Timestamp
 from media.chain import Verdict
 from media.files import verify_file
 from rich.progress import Progress
+from sightline.evidence.v1 import recording_pb2 as pb
+from sightline.evidence.v1.evidence_service_pb2 import GetRecordingRequest, GetRecordingResponse
+from sightline.media.v1.chain_pb2 import ChainHead
+
+from tools.desk import Desk
 
 _SEPARATORS = {os.sep, "."}
+_BROKER_S = 10.0
 
 
 class Unreadable(Exception):
@@ -87,7 +99,72 @@ def _anchors(path: Path) -> dict[tuple[str, str], dict[int, str]]:
     for number, text in enumerate(path.read_text().splitlines(), 1):
         try:
             content = json.loads(text)
-            found.setdefault((content["recording_id"], content["segment_id"]), {})[int(content["n"])] = str(content["chain"])
+            found.setdefault((content["recording_id"], content["segment_id"]), {})[int(content["piece"])] = str(content["chain"])
         except (ValueError, KeyError, TypeError) as error:
             raise Unreadable(f"{path} line {number}: not an anchor: {error!r}") from error
     return found
+
+
+def published(kafka: KafkaSettings, recording_id: str, bar: Progress) -> Iterator[dict[str, object]]:
+    """Chain values that are on the topic now, of one recording or, with an empty id, of all. Unreadable if Kafka does not answer."""
+    consumer = Consumer(client_config(kafka) | {"group.id": "sightline-anchors", "enable.auto.commit": False, "enable.partition.eof": True})
+    try:
+        partitions = consumer.list_topics(MEDIA_CHAIN.name, timeout=_BROKER_S).topics[MEDIA_CHAIN.name].partitions
+        spans = {
+            number: consumer.get_watermark_offsets(TopicPartition(MEDIA_CHAIN.name, number), timeout=_BROKER_S) for number in partitions
+        }
+        task = bar.add_task("chain heads", total=sum(high - low for low, high in spans.values()))
+        consumer.assign([TopicPartition(MEDIA_CHAIN.name, number, low) for number, (low, high) in spans.items() if high > low])
+        waiting = {number for number, (low, high) in spans.items() if high > low}
+        while waiting:
+            for message in consumer.consume(500, timeout=_BROKER_S):
+                number, offset = message.partition() or 0, message.offset() or 0
+                if message.error() is None and offset < spans[number][1]:
+                    bar.advance(task)
+                    head = ChainHead.FromString(message.value() or b"")
+                    if recording_id in ("", head.recording_id):
+                        yield {
+                            "recording_id": head.recording_id, "segment_id": head.segment_id, "piece": head.piece,
+                            "chain": head.chain.hex(), "received_at": head.received_at.ToJsonString(),
+                        }  # fmt: skip
+                if message.error() is not None or offset + 1 >= spans[number][1]:
+                    waiting.discard(number)
+    except KafkaException as error:
+        raise Unreadable(f"Kafka at {kafka.bootstrap} does not answer: {error}") from error
+    finally:
+        consumer.close()
+
+
+async def kept(desk: Desk, recording_id: str) -> GetRecordingResponse:
+    """All that the platform knows of a recording."""
+    answer: GetRecordingResponse = await desk.call(desk.evidence.GetRecording, GetRecordingRequest(recording_id=recording_id))
+    return answer
+
+
+def in_words(found: GetRecordingResponse) -> list[str]:
+    """A recording in lines: what becomes of it, who holds it, what is missing."""
+    recording = found.recording
+    state = pb.RecordingState.Name(recording.state).removeprefix("RECORDING_STATE_").lower()
+    fate = {
+        pb.RECORDING_STATE_KEPT: "held, whatever its age" if recording.held else f"kept until {_when(recording.retain_until)}",
+        pb.RECORDING_STATE_MARKED: f"marked; deleted after {_when(recording.delete_after)} unless somebody holds it",
+        pb.RECORDING_STATE_DELETED: f"deleted {_when(recording.deleted_at)}",
+    }.get(recording.state, state)
+    lines = [f"{recording.camera_id} of {recording.officer_id}, begun {_when(recording.began_at)}: {fate}"]
+    for hold in found.holds:
+        reason = pb.HoldReason.Name(hold.reason).removeprefix("HOLD_REASON_").lower()
+        end = f", released {_when(hold.released_at)} by {hold.released_by.id}: {hold.release_note}" if hold.HasField("released_at") else ""
+        lines.append(f"hold {hold.hold_id} ({reason}: {hold.note}) by {hold.placed_by.id} {_when(hold.placed_at)}{end}")
+    lines += [f"nothing from {_when(getattr(gap, 'from'))} to {_when(gap.until)}" for gap in found.gaps]
+    return lines
+
+
+def segment_cells(segment: pb.Segment) -> tuple[str, ...]:
+    """A row of the table."""
+    seen = f"{_when(segment.captured_from)} to {_when(segment.captured_until)}" if segment.HasField("captured_from") else "not said"
+    gone = _when(segment.deleted_at) if segment.HasField("deleted_at") else ""
+    return segment.segment_id, f"relay-{segment.relay_id}", str(segment.pieces), f"{segment.bytes:,}", seen, segment.chain.hex()[:16], gone
+
+
+def _when(at: Timestamp) -> str:
+    return f"{at.ToDatetime(UTC):%Y-%m-%d %H:%M:%S}"

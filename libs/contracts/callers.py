@@ -20,6 +20,8 @@ _REGISTRY = "/sightline.registry.v1.RegistryService/"
 _EMERGENCY = "/sightline.emergency.v1.EmergencyService/"
 _STREAMS = "/sightline.streams.v1.StreamService/"
 _SESSIONS = "/sightline.streams.v1.SessionService/"
+_EVIDENCE = "/sightline.evidence.v1.EvidenceService/"
+_SHELF = "/sightline.evidence.v1.ShelfLinkService/"
 _RELAY = "/sightline.streams.v1.RelayLinkService/"
 
 ALLOWED: Mapping[str, Allowed] = {
@@ -53,6 +55,14 @@ ALLOWED: Mapping[str, Allowed] = {
     _SESSIONS + "WatchCamera": _people("supervisor", "analyst"),
     _SESSIONS + "ExtendGrant": _people("supervisor", "analyst"),
     _SESSIONS + "RevokeGrant": _people("supervisor"),
+    _EVIDENCE + "ListRecordings": _people("supervisor", "analyst", "auditor", "admin"),
+    _EVIDENCE + "GetRecording": _people("supervisor", "analyst", "auditor", "admin"),
+    _EVIDENCE + "PlaceHold": _people("supervisor", "analyst", "auditor"),
+    _EVIDENCE + "ReleaseHold": _people("supervisor"),
+    _EVIDENCE + "SetRetention": _people("admin"),
+    _EVIDENCE + "GetRetention": _people("supervisor", "analyst", "auditor", "admin"),
+    _SHELF + "ListDeletions": _machines("service"),
+    _SHELF + "ConfirmDeletion": _machines("service"),
     _STREAMS + "GetActivation": _people("supervisor", "analyst", "auditor"),
     _STREAMS + "ListCameras": _people("supervisor", "analyst"),
 }

@@ -7,6 +7,7 @@ from sightline.activation.v1.activation_pb2 import ActivationDecision, Activatio
 from sightline.audit.v1.record_pb2 import AuditRecord
 from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.emergency.v1.emergency_pb2 import EmergencyEvent
+from sightline.evidence.v1.recording_pb2 import RecordingEvent
 from sightline.media.v1.chain_pb2 import ChainHead
 from sightline.registry.v1.duty_pb2 import DutyRecord
 from sightline.streams.v1.session_pb2 import GrantEvent, SessionEvent
@@ -19,7 +20,7 @@ REGISTRY_DUTY = Topic(
     RADIO_PARTITIONS, timedelta(hours=2),
 )  # fmt: skip
 EMERGENCY_EVENT = Topic(
-    "sightline.emergency.event.v1", EmergencyEvent, "radio identity", "emergency", ("joiner", "streams", "agencies"),
+    "sightline.emergency.event.v1", EmergencyEvent, "radio identity", "emergency", ("joiner", "streams", "evidence", "agencies"),
     RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
 ACTIVATION_DECISION = Topic(
@@ -27,7 +28,7 @@ ACTIVATION_DECISION = Topic(
     RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
 ACTIVATION_RESULT = Topic(
-    "sightline.activation.result.v1", ActivationResult, "emergency id", "streams", ("emergency",),
+    "sightline.activation.result.v1", ActivationResult, "emergency id", "streams", ("emergency", "evidence"),
     RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
 ACTIVATION_REJECTION = Topic(
@@ -35,7 +36,7 @@ ACTIVATION_REJECTION = Topic(
     RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
 STREAM_SESSION = Topic(
-    "sightline.stream.session.v1", SessionEvent, "session id", "streams", ("agencies",),
+    "sightline.stream.session.v1", SessionEvent, "session id", "streams", ("evidence", "agencies"),
     RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
 STREAM_GRANT = Topic(
@@ -43,8 +44,12 @@ STREAM_GRANT = Topic(
     RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
 MEDIA_CHAIN = Topic(
-    "sightline.media.chain.v1", ChainHead, "recording id", "relay", ("agencies",),
+    "sightline.media.chain.v1", ChainHead, "recording id", "relay", ("evidence", "agencies"),
     RADIO_PARTITIONS, timedelta(days=35),
+)  # fmt: skip
+EVIDENCE_RECORDING = Topic(
+    "sightline.evidence.recording.v1", RecordingEvent, "recording id", "evidence", ("agencies",),
+    RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
 AUDIT_RECORD = Topic(
     "sightline.audit.record.v1", AuditRecord, "producer", "every service", ("audit",),
@@ -53,7 +58,7 @@ AUDIT_RECORD = Topic(
 
 TOPICS = (
     REGISTRY_DUTY, EMERGENCY_EVENT, ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, STREAM_SESSION, STREAM_GRANT, MEDIA_CHAIN,
-    AUDIT_RECORD,
+    EVIDENCE_RECORDING, AUDIT_RECORD,
 )  # fmt: skip
 
 

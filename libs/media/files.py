@@ -6,8 +6,9 @@ a power cut what came since the last `sync`. A full disk takes back the piece th
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, Protocol
@@ -16,6 +17,7 @@ from media.chain import End, Entry, Name, Verdict, head_line, line, link, parse_
 from media.fmp4 import Fragment, Init
 
 LOST = "RELAY_LOST"  # the end of a segment whose relay died
+_LINE = 1024  # bytes; no line of an index is longer
 
 
 def _open(path: Path) -> BinaryIO:
@@ -57,12 +59,24 @@ class Shelf(Protocol):
         """Recompute a segment's chain from its bytes."""
         ...
 
-    def delete(self, name: Name) -> None:
-        """Delete a segment's media and index; no error if they are gone."""
+    def recordings(self) -> list[str]:
+        """All recordings that there is anything of."""
         ...
 
-    def recover(self) -> list[tuple[Name, End]]:
-        """After a crash: end the segments that have no end, without what was written of them in part."""
+    def had(self, name: Name, piece: int, chain: str) -> bool:
+        """Whether a segment's chain had this value after this piece, by its index."""
+        ...
+
+    def delete_media(self, name: Name) -> Entry | None:
+        """Delete a segment's media for good; returns the last piece that the index, which stays, has of it. No error if it is gone."""
+        ...
+
+    def forget(self, recording_id: str) -> None:
+        """Delete the indexes of a recording's segments that have no media any more."""
+        ...
+
+    def recover(self) -> list[tuple[Name, Entry | None]]:
+        """After a crash: end the segments that have no end, without what was written in part; returns them with their last piece."""
         ...
 
 
@@ -154,16 +168,49 @@ class FileShelf:
 
     def verify(self, name: Name, anchors: Mapping[int, str] | None = None) -> Verdict:
         """Recompute a segment's chain from its bytes."""
-        return verify_file(self._folder / name.recording_id / f"{name.segment_id}.jsonl", anchors)
+        return verify_file(self._index(name), anchors)
 
-    def delete(self, name: Name) -> None:
-        """Delete a segment's media and index; no error if they are gone. The media goes first: an index without it is a trace."""
-        for suffix in ("mp4", "jsonl"):
-            (self._folder / name.recording_id / f"{name.segment_id}.{suffix}").unlink(missing_ok=True)
+    def recordings(self) -> list[str]:
+        """All recordings that there is anything of."""
+        return sorted(entry.name for entry in os.scandir(self._folder) if entry.is_dir())
 
-    def recover(self) -> list[tuple[Name, End]]:
-        """After a crash: end the segments that have no end, without what was written of them in part."""
+    def had(self, name: Name, piece: int, chain: str) -> bool:
+        """Whether a segment's chain had this value after this piece, by its index. One that cannot be read had not."""
+        try:
+            entry = parse_line(next(islice(_whole_lines(self._index(name)), piece + 1, None), b""))
+        except (OSError, ValueError):
+            return False
+        return isinstance(entry, Entry) and (entry.n, entry.chain) == (piece, chain)
+
+    def delete_media(self, name: Name) -> Entry | None:
+        """Delete a segment's media for good; returns the last piece that the index, which stays, has of it. No error if it is gone."""
+        index, last = self._index(name), None
+        with suppress(OSError, ValueError):  # as far as it can be read
+            for text in islice(_whole_lines(index), 1, None):
+                last = record if isinstance(record := parse_line(text), Entry) else last
+        with suppress(FileNotFoundError):
+            index.with_suffix(".mp4").unlink()
+            _sync_folder(index.parent)
+        return last
+
+    def forget(self, recording_id: str) -> None:
+        """Delete the indexes of a recording's segments that have no media any more."""
+        folder = self._folder / recording_id
+        for index in folder.glob("*.jsonl"):
+            if not index.with_suffix(".mp4").exists():
+                index.unlink(missing_ok=True)
+        with suppress(OSError):  # something is left, or it is gone already
+            folder.rmdir()
+
+    def _index(self, name: Name) -> Path:
+        return self._folder / name.recording_id / f"{name.segment_id}.jsonl"
+
+    def recover(self) -> list[tuple[Name, Entry | None]]:
+        """After a crash: end the segments that have no end, without what was written in part; returns them with their last piece."""
         found = []
+        for media in self._folder.glob("*/*.mp4"):
+            if not media.with_suffix(".jsonl").exists():
+                media.unlink()  # we died between the two files: nothing was kept yet
         for index in sorted(self._folder.glob("*/*.jsonl")):
             if recovered := _recover(index):
                 found.append(recovered)
@@ -180,8 +227,10 @@ def verify_file(index: Path, anchors: Mapping[int, str] | None = None, read: Cal
         return verify(lines, content, anchors)
 
 
-def _recover(index: Path) -> tuple[Name, End] | None:
+def _recover(index: Path) -> tuple[Name, Entry | None] | None:
     """End a segment that has no end; what cannot be read is left as it is, for a check to name."""
+    if _has_end(index):
+        return None
     media = index.with_suffix(".mp4")
     size = media.stat().st_size if media.exists() else 0
     try:
@@ -200,7 +249,18 @@ def _recover(index: Path) -> tuple[Name, End] | None:
         lines.write(line(end))
         lines.flush()
         os.fsync(lines.fileno())
-    return name, end
+    return name, last
+
+
+def _has_end(index: Path) -> bool:
+    """Whether the last line is an end; a start looks at all there is, so it reads no more than that."""
+    with index.open("rb") as lines:
+        lines.seek(max(0, index.stat().st_size - _LINE))
+        *_, last = lines.read().splitlines(keepends=True) or [b""]
+    try:
+        return last.endswith(b"\n") and isinstance(parse_line(last), End)
+    except ValueError:
+        return False
 
 
 def _read_index(index: Path, media_size: int) -> tuple[Name, Entry | None, int, bool]:

@@ -13,7 +13,7 @@ from media.files import FileShelf
 
 from services.relay.api import IngestApi, ViewApi
 from services.relay.events import HeadAnnouncer
-from services.relay.peers import StreamsLink
+from services.relay.peers import EvidenceLink, StreamsLink
 from services.relay.service import SYNC_EVERY_S, RelayService
 from services.relay.settings import RelaySettings
 
@@ -29,6 +29,7 @@ async def main(app: App[RelaySettings]) -> None:
     app.resources.push_async_callback(publisher.close)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     link = StreamsLink(settings.streams_target, settings.rpc, settings.replica, settings.ingest_url, settings.view_url)
+    keeper = EvidenceLink(settings.evidence_target, settings.rpc, settings.replica)
     heads = HeadAnnouncer(publisher, settings.replica)
     service = RelayService(FileShelf(settings.data_dir), link, heads, SystemClock())
     await service.recover()
@@ -48,6 +49,7 @@ async def main(app: App[RelaySettings]) -> None:
     app.repeat("what was served", _PAUSE_S, link.tell)
     app.repeat("revocations", _PAUSE_S, lambda: link.watch(service.revoke))
     app.repeat("chain heads", _PAUSE_S, heads.publish)
+    app.repeat("retirement", settings.retire_s, lambda: service.retire(keeper))
 
     async def report() -> None:
         await link.report(service.heard, service.told)

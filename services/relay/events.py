@@ -5,6 +5,7 @@ import asyncio
 from chassis import telemetry
 from chassis.bus import TRANSIENT, Publisher, Record
 from contracts.topics import MEDIA_CHAIN
+from google.protobuf.timestamp_pb2 import Timestamp
 from media.chain import Entry, Name
 from sightline.media.v1.chain_pb2 import ChainHead
 
@@ -17,13 +18,13 @@ class HeadAnnouncer:
 
     def __init__(self, publisher: Publisher, relay_id: str) -> None:
         self._publisher, self._relay_id = publisher, relay_id
-        self._waiting: dict[Name, Entry] = {}
+        self._waiting: dict[Name, tuple[Entry, int | None]] = {}
         self._wake = asyncio.Event()
 
-    def announce_head(self, name: Name, entry: Entry) -> None:
-        """A chain value of what survives a power cut. Never blocks."""
+    def announce_head(self, name: Name, entry: Entry, captured_from_ms: int | None) -> None:
+        """A chain value of what survives a power cut, and when the segment's first picture was taken. Never blocks."""
         self._waiting.pop(name, None)
-        self._waiting[name] = entry
+        self._waiting[name] = entry, captured_from_ms
         if len(self._waiting) > _AT_MOST:
             del self._waiting[next(iter(self._waiting))]
         self._wake.set()
@@ -33,20 +34,26 @@ class HeadAnnouncer:
         await self._wake.wait()
         self._wake.clear()
         heads, self._waiting = self._waiting, {}
-        answers = await asyncio.gather(*(self._publisher.publish(self._record(n, e)) for n, e in heads.items()), return_exceptions=True)
+        answers = await asyncio.gather(
+            *(self._publisher.publish(self._record(name, *head)) for name, head in heads.items()), return_exceptions=True
+        )
         failed = [(head, answer) for head, answer in zip(heads.items(), answers, strict=True) if isinstance(answer, BaseException)]
-        for (name, entry), error in failed:
+        for (name, head), error in failed:
             if not isinstance(error, TRANSIENT):
                 raise error
-            self._waiting.setdefault(name, entry)
+            self._waiting.setdefault(name, head)
         if failed:
             telemetry.log().warning("chain heads wait", count=len(failed), error=str(failed[0][1]))
             self._wake.set()
 
-    def _record(self, name: Name, entry: Entry) -> Record:
+    def _record(self, name: Name, entry: Entry, captured_from_ms: int | None) -> Record:
         head = ChainHead(
             recording_id=name.recording_id, segment_id=name.segment_id, piece=entry.n, chain=bytes.fromhex(entry.chain),
-            bytes=entry.offset + entry.length, relay_id=self._relay_id,
+            bytes=entry.offset + entry.length, relay_id=self._relay_id, received_at=_stamp(entry.received_ms),
+            captured_from=_stamp(captured_from_ms), captured_at=_stamp(entry.captured_ms),
         )  # fmt: skip
-        head.received_at.FromMilliseconds(entry.received_ms)
         return Record.of(MEDIA_CHAIN, name.recording_id.encode(), head, source="relay", subject=f"recordings/{name}")
+
+
+def _stamp(ms: int | None) -> Timestamp | None:
+    return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000) if ms is not None else None

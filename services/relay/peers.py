@@ -1,4 +1,4 @@
-"""The relay's link to the streams service: it says who may send and who may watch, and is told what was served."""
+"""Whom the relay asks: the streams service, who may send and who may watch; the evidence service, what to delete."""
 
 import asyncio
 import re
@@ -17,11 +17,13 @@ from chassis.rpc import addresses, ask, connect
 from chassis.settings import RpcSettings
 from google.protobuf.duration_pb2 import Duration
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+from sightline.evidence.v1 import shelf_link_service_pb2 as shelf_pb
+from sightline.evidence.v1.shelf_link_service_pb2_grpc import ShelfLinkServiceStub
 from sightline.streams.v1 import relay_link_service_pb2 as pb
 from sightline.streams.v1.relay_link_service_pb2_grpc import RelayLinkServiceStub
 from sightline.streams.v1.session_pb2 import GrantEndCause
 
-from services.relay.service import Admission, Grant, Heard, Served
+from services.relay.service import Admission, Deleted, Deletion, Grant, Heard, Served
 
 T = TypeVar("T")
 _WITHIN_S, _REPORT_S, _RENEW_S, _RETRY_S = 2.0, 1.0, 10.0, 0.5
@@ -179,6 +181,40 @@ class StreamsLink:
                 await asyncio.sleep(_RETRY_S)
 
 
+class EvidenceLink:
+    """Decides through the evidence service how long recordings are kept."""
+
+    def __init__(self, target: str, rpc: RpcSettings, relay_id: str) -> None:
+        self._relay_id = relay_id
+        self._stub = ShelfLinkServiceStub(connect(target, rpc))
+
+    async def deletions(self, recordings: Sequence[str]) -> Sequence[Deletion]:
+        """What shall be deleted of what is here, or should be."""
+        request = shelf_pb.ListDeletionsRequest(relay_id=self._relay_id, recording_ids=recordings)
+        answer = await _ask_surely(self._stub.ListDeletions, request)
+        return [
+            Deletion(each.recording_id, {head.segment_id: (head.piece, head.chain.hex()) for head in each.heads})
+            for each in answer.deletions
+        ]
+
+    async def confirm(self, recording_id: str, deleted: Sequence[Deleted]) -> None:
+        """It has been, or why not."""
+        request = shelf_pb.ConfirmDeletionRequest(relay_id=self._relay_id, recording_id=recording_id, segments=map(_to_deleted, deleted))
+        await _ask_surely(self._stub.ConfirmDeletion, request)
+
+
+def _to_deleted(deleted: Deleted) -> shelf_pb.DeletedSegment:
+    last = deleted.last
+    return shelf_pb.DeletedSegment(
+        segment_id=deleted.segment_id,
+        result=shelf_pb.DeletionResult.Value(f"DELETION_RESULT_{deleted.fate}"),
+        pieces=last.n + 1 if last else 0,
+        bytes=last.offset + last.length if last else 0,
+        chain=bytes.fromhex(last.chain) if last else b"",
+        deleted_at=stamp(deleted.at),
+    )
+
+
 def _batches(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[at : at + _NAMES_AT_ONCE] for at in range(0, len(items), _NAMES_AT_ONCE)]
 
@@ -198,7 +234,7 @@ async def _ask_surely(method: Any, request: Any) -> Any:
     except Unavailable:
         raise
     except SightlineError as error:
-        telemetry.log().error("the streams service refuses", why=str(error))
+        telemetry.log().error("refused", why=str(error))
         raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, str(error)) from error
 
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Protocol, TypeVar
 
 from chassis import telemetry
@@ -27,6 +28,7 @@ IDLE_S = 10.0
 # What a second holds at the most of pieces that a power cut may take.
 SYNC_EVERY_S = 1.0
 _DISK_THREADS = 8
+_ASK_AT_ONCE = 500  # recordings in one question
 # A pause of media that is worth telling at once when it ends; and for how long a silent session is still told of.
 _SILENCE_S, _TELL_S = 1.0, 30.0
 
@@ -90,8 +92,46 @@ class Authority(Protocol):
 class Announcer(Protocol):
     """Tells the world what was kept."""
 
-    def announce_head(self, name: Name, entry: Entry) -> None:
-        """A chain value of what survives a power cut. Never blocks."""
+    def announce_head(self, name: Name, entry: Entry, captured_from_ms: int | None) -> None:
+        """A chain value of what survives a power cut, and when the segment's first picture was taken. Never blocks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """A recording shall be deleted; `heads` are (piece, chain) by segment, as they were published."""
+
+    recording_id: str
+    heads: Mapping[str, tuple[int, str]]
+
+
+class Fate(StrEnum):
+    """What became of a segment that shall be deleted."""
+
+    DELETED = "DELETED"
+    MISSING = "MISSING"
+    DIFFERS = "DIFFERS"
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """A segment that shall be deleted, with the last piece that its index has."""
+
+    segment_id: str
+    fate: Fate
+    last: Entry | None
+    at: datetime
+
+
+class Keeper(Protocol):
+    """Decides how long recordings are kept. Unavailable without an answer."""
+
+    async def deletions(self, recordings: Sequence[str]) -> Sequence[Deletion]:
+        """What shall be deleted of what is here, or should be."""
+        ...
+
+    async def confirm(self, recording_id: str, deleted: Sequence[Deleted]) -> None:
+        """It has been, or why not."""
         ...
 
 
@@ -125,6 +165,7 @@ class Ingest:
     chain: bytes
     synced: int = -1
     last: Entry | None = None
+    captured_from_ms: int | None = None
     replaced: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -153,11 +194,43 @@ class RelayService:
         # A grant may end while its viewer is still on the way in.
         self._revoked: Recent[str, str] = Recent()
 
-    async def recover(self) -> list[tuple[Name, End]]:
-        """After a start: give an end to what a dead process left without one."""
-        found = await self._on_disk(self._shelf.recover)
-        for name, end in found:
-            telemetry.log().warning("ended after a crash", segment=str(name), pieces=end.pieces)
+    async def recover(self) -> None:
+        """After a start: give an end to what a dead process left without one, and publish what it may not have published."""
+        for name, last in await self._on_disk(self._shelf.recover):
+            telemetry.log().warning("ended after a crash", segment=str(name), pieces=last.n + 1 if last else 0)
+            if last is not None:
+                self._announcer.announce_head(name, last, None)
+
+    # --- out of time ---------------------------------------------------------------------------------------------
+
+    async def retire(self, keeper: Keeper) -> None:
+        """Delete what the keeper wants deleted. It is asked about all that is here, so nothing is kept that nobody knows of."""
+        there = await self._on_disk(self._shelf.recordings)
+        for some in [there[at : at + _ASK_AT_ONCE] for at in range(0, len(there), _ASK_AT_ONCE)] or [[]]:
+            for deletion in await keeper.deletions(some):
+                await self._delete(deletion, keeper)
+
+    async def _delete(self, deletion: Deletion, keeper: Keeper) -> None:
+        """The media first, then the word of it, then the index: whatever dies in between, the chain of what was deleted is told."""
+        if any(ingest.name.recording_id == deletion.recording_id for ingest in self._ingests):
+            telemetry.log().error("a recording that shall be deleted is still coming in", recording=deletion.recording_id)
+            return
+        deleted = await self._on_disk(self._delete_segments, deletion)
+        telemetry.log().info("deleted", recording=deletion.recording_id, segments=[f"{d.segment_id} {d.fate}" for d in deleted])
+        await keeper.confirm(deletion.recording_id, deleted)
+        await self._on_disk(self._shelf.forget, deletion.recording_id)
+
+    def _delete_segments(self, deletion: Deletion) -> list[Deleted]:
+        there = {name.segment_id: name for name in self._shelf.segments(deletion.recording_id)}
+        found, now = [], self._clock.now()
+        for segment_id in sorted({*there, *deletion.heads}):
+            name, head = there.get(segment_id), deletion.heads.get(segment_id)
+            if name is None:
+                found.append(Deleted(segment_id, Fate.MISSING, None, now))
+            elif head is not None and not self._shelf.had(name, *head):
+                found.append(Deleted(segment_id, Fate.DIFFERS, None, now))
+            else:
+                found.append(Deleted(segment_id, Fate.DELETED, self._shelf.delete_media(name), now))
         return found
 
     # --- in ------------------------------------------------------------------------------------------------------
@@ -245,6 +318,8 @@ class RelayService:
         entries = await self._on_disk(lambda: [ingest.segment.append(piece, now) for piece in pieces])
         frames = []
         ingest.last = entries[-1]
+        if ingest.captured_from_ms is None:
+            ingest.captured_from_ms = next((entry.captured_ms for entry in entries if entry.captured_ms is not None), None)
         for piece, entry in zip(pieces, entries, strict=True):
             init = piece if isinstance(piece, Init) else None
             frames.append(Frame(entry.n, entry.kind, ingest.chain, entry.received_ms, piece.data, init))
@@ -271,7 +346,7 @@ class RelayService:
         try:
             end = await self._on_disk(ingest.segment.close, cause)
             if ingest.last is not None and ingest.last.n > ingest.synced:
-                self._announcer.announce_head(ingest.name, ingest.last)
+                self._announcer.announce_head(ingest.name, ingest.last, ingest.captured_from_ms)
             return end
         except OSError as error:  # `recover` gives it an end
             telemetry.log().error("a segment got no end", segment=str(ingest.name), error=str(error))
@@ -296,7 +371,7 @@ class RelayService:
             return
         if entry is not None and entry.n > ingest.synced:
             ingest.synced = entry.n
-            self._announcer.announce_head(ingest.name, entry)
+            self._announcer.announce_head(ingest.name, entry, ingest.captured_from_ms)
 
     def heard(self) -> list[Heard]:
         """What the sessions do that had media lately, or stopped. Forgets those that have neither media nor viewers."""

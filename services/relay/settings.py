@@ -15,6 +15,8 @@ class RelaySettings(ServiceSettings):
     kafka: KafkaSettings
     rpc: RpcSettings
     streams_target: str = Field(min_length=3, description="host:port of the streams service's gRPC server; all replicas are linked to")
+    evidence_target: str = Field(min_length=3, description="host:port of the evidence service's gRPC server")
+    retire_s: float = Field(600, gt=0, le=86_400, description="seconds between two questions what to delete")
     data_dir: Path = Field(description="folder for segments, on a disk of its own that outlives the process")
     ingest_listen: str = Field("0.0.0.0:8444", pattern=_ADDRESS, description="host:port for cameras, mutual TLS")
     ingest_url: str = Field(pattern=r"^https://\S+$", max_length=300, description="where cameras reach this replica, and no other")

@@ -50,10 +50,11 @@ def test_the_first_bad_piece_is_named(recording: tuple[Path, list[Entry]]) -> No
 def test_anchors_find_what_was_written_anew(recording: tuple[Path, list[Entry]], tmp_path: Path) -> None:
     folder, entries = recording
     anchors = tmp_path / "anchors"
-    anchors.write_text(json.dumps({"recording_id": "rec", "segment_id": "0002-live", "n": 20, "chain": entries[20].chain}) + "\n")
+    anchors.write_text(json.dumps({"recording_id": "rec", "segment_id": "0002-live", "piece": 20, "chain": entries[20].chain}) + "\n")
     assert verify(folder, "--anchors", anchors)[0] == 0
     shelf = FileShelf(tmp_path)
-    shelf.delete(Name("rec", "0002-live"))
+    shelf.delete_media(Name("rec", "0002-live"))
+    (folder / "0002-live.jsonl").unlink()
     segment = shelf.begin(Name("rec", "0002-live"))
     for piece in Splitter().feed(stream(20, random.Random(3))):
         segment.append(piece, datetime.now(UTC))

@@ -31,13 +31,15 @@ from tools.topics import create_topics
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_DATA = ROOT / ".local"
-WITH_TABLES = ("registry", "emergency", "streams")
-# Everything on the path of a press runs twice.
+WITH_TABLES = ("registry", "emergency", "streams", "evidence")
+# Everything on the path of a press, and of pictures, runs twice; these do not.
+SINGLE = ("evidence",)
 REPLICAS, LANES = ("a", "b"), ("a", "b")
 # More settings, for tests: what a registry tells every ten minutes comes every five seconds.
 # Settings for tests: what happens once in ten minutes or in half an hour happens all the time.
 QUICK_PERIODS = {
     "registry": {"SIGHTLINE_TRICKLE_S": "5"}, "joiner": {"SIGHTLINE_TRICKLE_S": "5"}, "streams": {"SIGHTLINE_LINK_AGE_S": "20"},
+    "evidence": {"SIGHTLINE_SWEEP_S": "0.5"}, "relay": {"SIGHTLINE_RETIRE_S": "0.5"},
 }  # fmt: skip
 Progress = Callable[[str], None]
 
@@ -222,7 +224,7 @@ def _start_services(
     stack: Stack, replicas: tuple[str, ...], lanes: tuple[str, ...], extra: Mapping[str, Mapping[str, str]], *, start_them: bool
 ) -> None:
     """Give every process its addresses and settings, as a file and, unless containers run them, start it."""
-    names = {name: [f"{name}-{replica}" for replica in replicas] for name in WITH_TABLES}
+    names = {name: [f"{name}-{replica}" for replica in (replicas[:1] if name in SINGLE else replicas)] for name in WITH_TABLES}
     served = [each for several in names.values() for each in several]
     joiners, relays = [f"joiner-{lane}" for lane in lanes], [f"relay-{replica}" for replica in replicas]
     ports = iter(free_ports(2 * len(served) + len(joiners) + 3 * len(relays) + 2))
@@ -307,6 +309,7 @@ def relay_environment(stack: Stack, name: str) -> dict[str, str]:
         "SIGHTLINE_REPLICA": name.rpartition("-")[2],
         "SIGHTLINE_RPC_HEALTH_LISTEN": stack.health[name],
         "SIGHTLINE_STREAMS_TARGET": stack.targets["streams"],
+        "SIGHTLINE_EVIDENCE_TARGET": stack.targets["evidence"],
         "SIGHTLINE_DATA_DIR": str(stack.data / name),
         "SIGHTLINE_INGEST_LISTEN": cameras,
         # The name that the laptop's certificates have.

@@ -25,6 +25,7 @@ _RECONNECT_S, _RESUME_S, _FINISH_S = 0.1, 0.2, 3.0
 # What a camera keeps of the time before it recorded is sent too; at most 5 Mbit/s, so that live pictures come first.
 PRE_EVENT_S, _UPLOAD_BYTES, _UPLOAD_PAUSE_S = 30.0, 32 * 1024, 0.05
 # Answers of a relay after which the same session may be tried again, as its next segment.
+Span = tuple[float, float]
 _AGAIN = frozenset({408, 409, 500, 503})
 _boots = itertools.count(int(time.time()))
 Name = tuple[str, int]
@@ -72,7 +73,9 @@ class Camera:
     _pending: dict[Name, asyncio.Task[None]] = field(default_factory=dict)
     _running: asyncio.Task[None] | None = None
     _streams: dict[str, tuple[pb.PublishOrder, asyncio.Task[None]]] = field(default_factory=dict)
-    _sent_until: dict[str, float] = field(default_factory=dict)  # of the monotonic clock, by session
+    # By session, times of the monotonic clock: until when all was sent live, and what of before and between has still to be sent.
+    _sent_until: dict[str, float] = field(default_factory=dict)
+    _owed: dict[str, set[Span]] = field(default_factory=dict)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _cut: bool = False
     _boot: int = 0
@@ -196,11 +199,20 @@ class Camera:
                 except (aiohttp.ClientError, OSError):
                     return 503
 
+            owed, under_way = self._owed.setdefault(order.session_id, set()), set[Span]()
+
+            async def catch_up(name: str, spans: set[Span]) -> None:
+                under_way.update(spans)
+                missed = footage.between(min(since for since, _ in spans), max(until for _, until in spans))
+                if not missed or await post(name, _slowly(missed)) not in _AGAIN:
+                    owed.difference_update(spans)
+                under_way.difference_update(spans)
+
             while True:
                 self.sent[order.session_id] = n = self.sent.get(order.session_id, 0) + 1
                 name, now = "0000-pre" if n == 1 else f"{n:04}-late", time.monotonic()
-                if missed := footage.between(self._sent_until.get(order.session_id, now - PRE_EVENT_S), now):
-                    uploads.create_task(post(name, _slowly(missed)))
+                owed.add((self._sent_until.get(order.session_id, now - PRE_EVENT_S), now))
+                uploads.create_task(catch_up(name, owed - under_way))
                 if await post(f"{n:04}-live", self._media(order.session_id, footage)) not in _AGAIN:
                     return  # ended in order, or not ours: only new orders change that
                 await asyncio.sleep(_RESUME_S)

@@ -3,6 +3,8 @@
 import re
 
 import sightline.emergency.v1.emergency_service_pb2
+import sightline.evidence.v1.evidence_service_pb2
+import sightline.evidence.v1.shelf_link_service_pb2
 import sightline.registry.v1.registry_service_pb2
 import sightline.streams.v1.camera_link_service_pb2
 import sightline.streams.v1.relay_link_service_pb2
@@ -14,6 +16,8 @@ from sightline.common.v1.radio_pb2 import RadioIdentity
 
 _SERVICES = (
     sightline.emergency.v1.emergency_service_pb2,
+    sightline.evidence.v1.evidence_service_pb2,
+    sightline.evidence.v1.shelf_link_service_pb2,
     sightline.registry.v1.registry_service_pb2,
     sightline.streams.v1.camera_link_service_pb2,
     sightline.streams.v1.relay_link_service_pb2,

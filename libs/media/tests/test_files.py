@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from media.chain import End, Entry, Name
+from media.chain import Entry, Name
 from media.files import LOST, FileShelf, StorageFull
 from media.fmp4 import Splitter
 from testkit.footage import stream
@@ -32,6 +32,11 @@ def shelf(tmp_path: Path) -> FileShelf:
     return FileShelf(tmp_path)
 
 
+def delete(shelf: FileShelf) -> None:
+    shelf.delete_media(NAME)
+    shelf.forget(NAME.recording_id)
+
+
 def paths(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "rec-1/0001-live.mp4", tmp_path / "rec-1/0001-live.jsonl"
 
@@ -44,6 +49,34 @@ def test_what_was_kept_is_what_came_and_verifies(shelf: FileShelf, tmp_path: Pat
     assert (verdict.finding, verdict.pieces, verdict.bytes, verdict.end) == (None, FRAMES + 1, len(data), "CAMERA_STOPPED")
     assert [entry.kind for entry in verdict.entries[:12]] == ["init", "key", *["delta"] * 9, "key"]
     assert shelf.segments("rec-1") == [NAME]
+
+
+def test_deletion_leaves_the_index_until_it_is_told(shelf: FileShelf, tmp_path: Path) -> None:
+    entries = keep(shelf, stream(FRAMES, random.Random(1)))
+    other = Name("rec-1", "0002-late")
+    keep(shelf, stream(5, random.Random(2)), other)
+    media, index = paths(tmp_path)
+    for _ in range(2):  # as after a crash before it was told
+        assert shelf.delete_media(NAME) == entries[-1]
+        assert (media.exists(), index.exists()) == (False, True)
+    assert shelf.had(NAME, 7, entries[7].chain)
+    assert not shelf.had(NAME, 8, entries[7].chain)
+    assert not shelf.had(NAME, FRAMES + 1, entries[7].chain)
+    shelf.forget("rec-1")
+    assert (index.exists(), shelf.segments("rec-1"), shelf.recordings()) == (False, [other], ["rec-1"])
+    assert shelf.verify(other).finding is None
+    shelf.delete_media(other)
+    shelf.forget("rec-1")
+    assert shelf.recordings() == []
+    assert shelf.delete_media(NAME) is None
+    assert not shelf.had(NAME, 0, entries[0].chain)
+
+
+def test_media_that_was_never_begun_is_cleared_away(shelf: FileShelf, tmp_path: Path) -> None:
+    (tmp_path / "rec-1").mkdir()
+    (tmp_path / "rec-1/0001-live.mp4").touch()
+    assert shelf.recover() == []
+    assert not (tmp_path / "rec-1/0001-live.mp4").exists()
 
 
 Touch = Callable[[Path, Path, list[Entry], random.Random], int]
@@ -117,14 +150,14 @@ def test_what_was_touched_is_found_and_named_in_100_of_100(shelf: FileShelf, tmp
 def test_a_segment_that_is_written_anew_is_found_by_what_was_published(shelf: FileShelf, tmp_path: Path) -> None:
     entries = keep(shelf, stream(FRAMES, random.Random(1)))
     published = {n: entries[n].chain for n in (10, 20, 30, 40)}
-    shelf.delete(NAME)
-    assert not list(tmp_path.glob("rec-1/*"))
+    delete(shelf)
+    assert not list(tmp_path.glob("rec-1"))
     keep(shelf, stream(FRAMES, random.Random(2)))
     assert shelf.verify(NAME).finding is None
     finding = shelf.verify(NAME, published).finding
     assert finding is not None
     assert finding.n == 10
-    shelf.delete(NAME)
+    delete(shelf)
     keep(shelf, stream(15, random.Random(1)))
     finding = shelf.verify(NAME, published).finding
     assert finding is not None
@@ -156,8 +189,8 @@ def test_what_a_kill_leaves_is_made_whole(shelf: FileShelf, tmp_path: Path, seed
     else:  # in the midst of its line
         os.truncate(media, last.offset + last.length)
         index.write_bytes(b"".join(lines[: last.n + 1]) + lines[last.n + 1][: dice.randrange(len(lines[last.n + 1]))])
-    [(name, end)] = shelf.recover()
-    assert (name, end) == (NAME, End(LOST, last.n, last.offset, end.chain))
+    [(name, kept)] = shelf.recover()
+    assert (name, kept) == (NAME, entries[last.n - 1] if last.n else None)
     verdict = shelf.verify(NAME)
     assert (verdict.finding, verdict.end, verdict.pieces) == (None, LOST, last.n)
     assert data.startswith(media.read_bytes())

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
@@ -16,11 +16,12 @@ from chassis.identity import Machine
 from media.chain import End, Entry, Name, link
 from media.files import FileSegment, FileShelf, StorageFull
 from media.fmp4 import Fragment, Init
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from testkit.footage import Feed, fragment, from_ffmpeg, init, stream
 
 from services.relay import service as relay
 from services.relay.model import Frame
-from services.relay.service import Admission, Grant, RelayService, Replaced, Served, Watch
+from services.relay.service import Admission, Deleted, Deletion, Fate, Grant, RelayService, Replaced, Served, Watch
 from tools import world
 
 WITHIN_S = 30.0
@@ -30,7 +31,7 @@ class Heads:
     def __init__(self) -> None:
         self.of: dict[str, dict[int, str]] = {}
 
-    def announce_head(self, name: Name, entry: Entry) -> None:
+    def announce_head(self, name: Name, entry: Entry, captured_from_ms: int | None) -> None:
         self.of.setdefault(name.segment_id, {})[entry.n] = entry.chain
 
 
@@ -308,9 +309,78 @@ async def test_published_heads_are_of_the_chain_and_only_of_what_is_on_the_disk(
     assert shelf.verify(name, heads.of["0001-live"]).finding is None
 
 
-async def test_a_crash_leaves_segments_that_verify(tmp_path: Path, shelf: FileShelf, service: RelayService) -> None:
+async def test_a_crash_leaves_segments_that_verify(shelf: FileShelf, service: RelayService, heads: Heads) -> None:
     segment = shelf.begin(Name("s1", "0001-live"))
     segment.append(Init(b"start", "avc1.42c01f", 1, 1, 1, False, 1, 0), datetime.now(UTC))
-    [(name, end)] = await service.recover()
-    assert (str(name), end.end, end.pieces) == ("s1/0001-live", "RELAY_LOST", 1)
-    assert shelf.verify(name).finding is None
+    await service.recover()
+    verdict = shelf.verify(Name("s1", "0001-live"))
+    assert (verdict.finding, verdict.end, verdict.pieces) == (None, "RELAY_LOST", 1)
+    assert heads.of == {"0001-live": {0: verdict.chain}}
+
+
+class Keep:
+    """Wants deleted what it is told; keeps what was confirmed, or is away then."""
+
+    def __init__(self, *wanted: Deletion) -> None:
+        self.wanted = wanted
+        self.asked: list[str] = []
+        self.confirmed: list[tuple[str, Sequence[Deleted]]] = []
+        self.away = False
+
+    async def deletions(self, recordings: Sequence[str]) -> Sequence[Deletion]:
+        self.asked += recordings
+        return self.wanted
+
+    async def confirm(self, recording_id: str, deleted: Sequence[Deleted]) -> None:
+        if self.away:
+            raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "away")
+        self.confirmed.append((recording_id, deleted))
+
+
+def _kept(shelf: FileShelf, name: Name) -> Entry:
+    segment = shelf.begin(name)
+    entry = segment.append(Init(str(name).encode(), "avc1.42c01f", 1, 1, 1, False, 1, 0), datetime.now(UTC))
+    segment.close("CAMERA_STOPPED")
+    return entry
+
+
+async def test_what_shall_go_goes_and_its_chain_is_told_even_after_a_crash(shelf: FileShelf, service: RelayService) -> None:
+    kept = {name: _kept(shelf, name) for name in (Name("s1", "0001-live"), Name("s1", "0002-late"), Name("s2", "0001-live"))}
+    head = kept[Name("s1", "0001-live")]
+    keeper = Keep(Deletion("s1", {"0001-live": (0, head.chain), "0009-live": (3, "ab" * 32)}))
+    keeper.away = True
+    with pytest.raises(Unavailable):
+        await service.retire(keeper)
+    assert shelf.segments("s1") == [Name("s1", "0001-live"), Name("s1", "0002-late")]  # their indexes wait until it is told
+    keeper.away = False
+    await service.retire(keeper)
+    [(recording_id, deleted)] = keeper.confirmed
+    assert keeper.asked == ["s1", "s2"] * 2
+    assert (recording_id, [(d.segment_id, d.fate, d.last) for d in deleted]) == (
+        "s1",
+        [("0001-live", Fate.DELETED, head), ("0002-late", Fate.DELETED, kept[Name("s1", "0002-late")]), ("0009-live", Fate.MISSING, None)],
+    )
+    assert shelf.recordings() == ["s2"]
+
+
+async def test_what_is_not_what_was_published_is_not_deleted(shelf: FileShelf, service: RelayService) -> None:
+    _kept(shelf, Name("s1", "0001-live"))
+    keeper = Keep(Deletion("s1", {"0001-live": (0, "ab" * 32)}))
+    await service.retire(keeper)
+    [(_, [deleted])] = keeper.confirmed
+    assert deleted.fate == Fate.DIFFERS
+    assert shelf.verify(Name("s1", "0001-live")).finding is None
+
+
+async def test_what_still_comes_in_is_not_deleted(shelf: FileShelf, service: RelayService) -> None:
+    camera, keeper = Feed(), Keep(Deletion("s1", {}))
+    taking = sending(service, Name("s1", "0001-live"), camera)
+    camera.send(init())
+    await until(partial(_has, service, 1))
+    await service.retire(keeper)
+    assert keeper.confirmed == []
+    camera.stop()
+    await taking
+    await service.retire(keeper)
+    assert [recording_id for recording_id, _ in keeper.confirmed] == ["s1"]
+    assert shelf.recordings() == []

@@ -76,6 +76,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The session has another relay, or is over; the camera's newest orders name what holds. ABORTED."""
     ERROR_REASON_NO_STREAM: _ErrorReason.ValueType  # 26
     """There is no stream to watch: no session of this camera, or no relay for it yet. FAILED_PRECONDITION."""
+    ERROR_REASON_RECORDING_DELETED: _ErrorReason.ValueType  # 27
+    """The recording is deleted, or being deleted. FAILED_PRECONDITION."""
+    ERROR_REASON_EMERGENCY_OPEN: _ErrorReason.ValueType  # 28
+    """The hold is of an emergency that is still open. FAILED_PRECONDITION."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the `reason` of the google.rpc.ErrorInfo that every refused call carries (domain "sightline").
@@ -136,4 +140,8 @@ ERROR_REASON_SESSION_MOVED: ErrorReason.ValueType  # 25
 """The session has another relay, or is over; the camera's newest orders name what holds. ABORTED."""
 ERROR_REASON_NO_STREAM: ErrorReason.ValueType  # 26
 """There is no stream to watch: no session of this camera, or no relay for it yet. FAILED_PRECONDITION."""
+ERROR_REASON_RECORDING_DELETED: ErrorReason.ValueType  # 27
+"""The recording is deleted, or being deleted. FAILED_PRECONDITION."""
+ERROR_REASON_EMERGENCY_OPEN: ErrorReason.ValueType  # 28
+"""The hold is of an emergency that is still open. FAILED_PRECONDITION."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

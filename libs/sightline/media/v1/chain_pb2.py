@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esightline/media/v1/chain.proto\x12\x12sightline.media.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x01\n\tChainHead\x12\x14\n\x0crecording_id\x18\x01 \x01(\t\x12\x12\n\nsegment_id\x18\x02 \x01(\t\x12\r\n\x05piece\x18\x03 \x01(\x04\x12\r\n\x05\x63hain\x18\x04 \x01(\x0c\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12/\n\x0breceived_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08relay_id\x18\x07 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esightline/media/v1/chain.proto\x12\x12sightline.media.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x02\n\tChainHead\x12\x14\n\x0crecording_id\x18\x01 \x01(\t\x12\x12\n\nsegment_id\x18\x02 \x01(\t\x12\r\n\x05piece\x18\x03 \x01(\x04\x12\r\n\x05\x63hain\x18\x04 \x01(\x0c\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12/\n\x0breceived_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08relay_id\x18\x07 \x01(\t\x12\x31\n\rcaptured_from\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63\x61ptured_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sightline.media.v1.chain_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CHAINHEAD']._serialized_start=88
-  _globals['_CHAINHEAD']._serialized_end=253
+  _globals['_CHAINHEAD']._serialized_end=353
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,8 @@ class ChainHead(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     RECEIVED_AT_FIELD_NUMBER: _builtins.int
     RELAY_ID_FIELD_NUMBER: _builtins.int
+    CAPTURED_FROM_FIELD_NUMBER: _builtins.int
+    CAPTURED_AT_FIELD_NUMBER: _builtins.int
     recording_id: _builtins.str
     """The recording."""
     segment_id: _builtins.str
@@ -49,6 +51,14 @@ class ChainHead(_message.Message):
     def received_at(self) -> _timestamp_pb2.Timestamp:
         """When the piece was received, on the relay's clock."""
 
+    @_builtins.property
+    def captured_from(self) -> _timestamp_pb2.Timestamp:
+        """When the camera took the segment's first picture, on the camera's clock; unset if it does not say."""
+
+    @_builtins.property
+    def captured_at(self) -> _timestamp_pb2.Timestamp:
+        """When the camera took this piece's picture."""
+
     def __init__(
         self,
         *,
@@ -59,10 +69,12 @@ class ChainHead(_message.Message):
         bytes: _builtins.int = ...,
         received_at: _timestamp_pb2.Timestamp | None = ...,
         relay_id: _builtins.str = ...,
+        captured_from: _timestamp_pb2.Timestamp | None = ...,
+        captured_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["received_at", b"received_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["captured_at", b"captured_at", "captured_from", b"captured_from", "received_at", b"received_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "chain", b"chain", "piece", b"piece", "received_at", b"received_at", "recording_id", b"recording_id", "relay_id", b"relay_id", "segment_id", b"segment_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "captured_at", b"captured_at", "captured_from", b"captured_from", "chain", b"chain", "piece", b"piece", "received_at", b"received_at", "recording_id", b"recording_id", "relay_id", b"relay_id", "segment_id", b"segment_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

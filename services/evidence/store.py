@@ -1,0 +1,273 @@
+"""The SQL of recordings, segments and holds."""
+
+from collections.abc import Sequence
+from dataclasses import astuple
+from datetime import datetime
+from typing import LiteralString
+
+from chassis.db import Row, Statements, Transaction
+
+from services.evidence.model import Activated, Deleted, Hold, HoldReason, KnownEmergency, Recording, RecordingState, Segment
+
+_RECORDING: LiteralString = (
+    "r.recording_id::text, r.version, r.agency_id, r.camera_id, r.officer_id, r.emergency_id::text, r.began_at, r.ended_at, r.state,"
+    " r.retain_until, r.held, r.delete_after, r.deleted_at"
+)
+_SEGMENT: LiteralString = (
+    "s.recording_id::text, s.segment_id, s.relay_id, s.pieces, s.size, s.chain, s.received_at, s.captured_from, s.captured_until,"
+    " s.deleted_at"
+)
+_HOLD: LiteralString = (
+    "h.hold_id::text, h.recording_id::text, h.reason, h.note, h.emergency_id::text, h.placed_by, h.placed_at, h.released_by,"
+    " h.released_at, h.release_note"
+)
+# What time may make another state of; `Recording.due` decides.
+_DUE: LiteralString = (
+    " FROM recording r WHERE r.state = 'KEPT' AND NOT r.held AND r.retain_until <= %(now)s"
+    " OR r.state = 'MARKED' AND (r.held OR r.retain_until > %(now)s OR r.delete_after <= %(now)s)"
+    " ORDER BY r.recording_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED"
+)
+_KEEP_HEADS: LiteralString = """
+INSERT INTO segment AS s (recording_id, segment_id, relay_id, pieces, size, chain, received_at, captured_from, captured_until)
+SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::bytea[], %s::timestamptz[], %s::timestamptz[],
+                     %s::timestamptz[])
+ON CONFLICT (recording_id, segment_id, relay_id) DO UPDATE
+SET pieces = excluded.pieces, size = excluded.size, chain = excluded.chain, received_at = excluded.received_at,
+    captured_from = coalesce(s.captured_from, excluded.captured_from), captured_until = coalesce(excluded.captured_until, s.captured_until)
+WHERE s.pieces < excluded.pieces
+"""
+# Each head moves the end of the time on; not for less than a minute, so that a live recording's row is not written every second.
+_MOVE_ON: LiteralString = """
+WITH wanted AS (
+    SELECT r.recording_id, max(n.at) + make_interval(days => coalesce(min(t.days), %s)) AS until
+      FROM unnest(%s::uuid[], %s::timestamptz[]) AS n (id, at) JOIN recording r ON r.recording_id = n.id
+      LEFT JOIN retention t USING (agency_id) GROUP BY r.recording_id),
+     there AS (
+    SELECT r.recording_id FROM recording r JOIN wanted USING (recording_id) WHERE r.retain_until < until - interval '1 min'
+     ORDER BY r.recording_id FOR UPDATE OF r)
+UPDATE recording r SET retain_until = greatest(r.retain_until, until) FROM wanted JOIN there USING (recording_id)
+ WHERE r.recording_id = wanted.recording_id
+"""
+# The emergency that a recording was begun for, and those that its camera was started for meanwhile; not drills and false alarms.
+_REASONS: LiteralString = """
+SELECT e.id::text FROM (
+    SELECT %(emergency)s::uuid AS id
+    UNION SELECT a.emergency_id FROM activated a LEFT JOIN known_emergency k USING (emergency_id)
+     WHERE a.agency_id = %(agency)s AND a.camera_id = %(camera)s AND a.officer_id = %(officer)s
+       AND a.since <= coalesce(%(ended_at)s::timestamptz, 'infinity') AND coalesce(k.cleared_at, 'infinity') >= %(began_at)s) e
+  LEFT JOIN known_emergency k ON k.emergency_id = e.id WHERE NOT coalesce(k.spares, false) ORDER BY 1
+"""
+
+
+class Store:
+    """All access to recordings. Methods work inside the caller's transaction."""
+
+    # --- recordings ----------------------------------------------------------------------------------------------
+
+    async def recording(self, tx: Transaction, recording_id: str) -> Recording | None:
+        """One recording, locked, and with it its holds."""
+        row = await tx.one(f"SELECT {_RECORDING} FROM recording r WHERE r.recording_id = %s FOR UPDATE", [recording_id])
+        return _recording(row) if row else None
+
+    async def find(self, db: Statements, recording_id: str) -> Recording | None:
+        """One recording, as it is at the moment."""
+        row = await db.one(f"SELECT {_RECORDING} FROM recording r WHERE r.recording_id = %s", [recording_id])
+        return _recording(row) if row else None
+
+    async def add(self, tx: Transaction, recording: Recording) -> bool:
+        """Insert a new recording; False if there is one of that id."""
+        return bool(
+            await tx.execute(
+                "INSERT INTO recording (recording_id, version, agency_id, camera_id, officer_id, emergency_id, began_at, ended_at, state,"
+                " retain_until, held, delete_after, deleted_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+                " ON CONFLICT DO NOTHING",
+                astuple(recording),
+            )
+        )
+
+    async def save(self, tx: Transaction, changed: Sequence[Recording]) -> None:
+        """Write the next state of recordings that the caller has locked."""
+        await tx.many(
+            "UPDATE recording SET version = %s, ended_at = %s, state = %s, retain_until = %s, held = %s, delete_after = %s, deleted_at = %s"
+            " WHERE recording_id = %s",
+            [(r.version, r.ended_at, r.state, r.retain_until, r.held, r.delete_after, r.deleted_at, r.recording_id) for r in changed],
+        )
+
+    async def due(self, tx: Transaction, now: datetime, limit: int) -> list[Recording]:
+        """Recordings that time makes something of; locked, without waiting for what others have locked."""
+        return [_recording(row) for row in await tx.all(f"SELECT {_RECORDING}{_DUE}", {"now": now, "limit": limit})]
+
+    async def page(
+        self, db: Statements, agency_id: str, before: str, limit: int, emergency_id: str, state: RecordingState | None
+    ) -> list[Recording]:
+        """An agency's recordings, the newest first: ids are made of times."""
+        rows = await db.all(
+            f"SELECT {_RECORDING} FROM recording r WHERE r.agency_id = %(agency)s"
+            " AND (%(before)s = '' OR r.recording_id < nullif(%(before)s, '')::uuid) AND (%(state)s::text IS NULL OR r.state = %(state)s)"
+            " AND (%(emergency)s = '' OR r.emergency_id = nullif(%(emergency)s, '')::uuid OR r.recording_id IN"
+            " (SELECT h.recording_id FROM hold h WHERE h.emergency_id = nullif(%(emergency)s, '')::uuid))"
+            " ORDER BY r.recording_id DESC LIMIT %(limit)s",
+            {"agency": agency_id, "before": before, "emergency": emergency_id, "state": state, "limit": limit},
+        )
+        return [_recording(row) for row in rows]
+
+    # --- segments ------------------------------------------------------------------------------------------------
+
+    async def keep_heads(self, tx: Transaction, heads: Sequence[Segment], default_days: int) -> None:
+        """Note what was kept, in the order given, and move the ends of the recordings' time on."""
+        columns = [list(column) for column in zip(*(astuple(head)[:-1] for head in heads), strict=True)]
+        await tx.execute(_KEEP_HEADS, columns)
+        await tx.execute(_MOVE_ON, [default_days, [h.recording_id for h in heads], [h.received_at for h in heads]])
+
+    async def segments(self, db: Statements, recording_id: str) -> list[Segment]:
+        """All known segments of a recording."""
+        rows = await db.all(f"SELECT {_SEGMENT} FROM segment s WHERE s.recording_id = %s", [recording_id])
+        return [Segment(**row) for row in rows]
+
+    async def gone(self, tx: Transaction, recording_id: str, relay_id: str, deleted: Sequence[Deleted], now: datetime) -> None:
+        """Segments are not at their relay any more; what was deleted is noted as the relay had it."""
+        await tx.many(
+            "INSERT INTO segment AS s (recording_id, segment_id, relay_id, pieces, size, chain, received_at, deleted_at)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (recording_id, segment_id, relay_id) DO UPDATE"
+            " SET deleted_at = coalesce(s.deleted_at, excluded.deleted_at), pieces = greatest(s.pieces, excluded.pieces),"
+            " size = greatest(s.size, excluded.size), chain = CASE WHEN excluded.pieces > s.pieces THEN excluded.chain ELSE s.chain END",
+            [(recording_id, d.segment_id, relay_id, d.pieces, d.size, d.chain, now, d.deleted_at or now) for d in deleted],
+        )
+
+    async def deletions(self, db: Statements, relay_id: str, ids: Sequence[str]) -> dict[str, list[Segment]]:
+        """By recording, what a relay shall delete: of those that it names, and of those that it should have."""
+        rows = await db.all(
+            "SELECT r.recording_id::text FROM recording r WHERE r.recording_id = ANY(%(ids)s::uuid[])"
+            " AND r.state IN ('DELETING', 'DELETED')"
+            " UNION SELECT r.recording_id::text FROM recording r JOIN segment s USING (recording_id)"
+            " WHERE r.state = 'DELETING' AND s.relay_id = %(relay)s AND s.deleted_at IS NULL ORDER BY 1 LIMIT 200",
+            {"ids": list(ids), "relay": relay_id},
+        )
+        found: dict[str, list[Segment]] = {row["recording_id"]: [] for row in rows}
+        segments = await db.all(
+            f"SELECT {_SEGMENT} FROM segment s WHERE s.recording_id = ANY(%s::uuid[]) AND s.relay_id = %s AND s.deleted_at IS NULL",
+            [list(found), relay_id],
+        )
+        for row in segments:
+            found[row["recording_id"]].append(Segment(**row))
+        return found
+
+    async def unknown(self, db: Statements, ids: Sequence[str], before: datetime) -> list[str]:
+        """Those of the ids, made before a time, that no recording has."""
+        oldest = f"{int(before.timestamp() * 1000):012x}"
+        old = [each for each in ids if each.replace("-", "")[:12] < oldest]
+        rows = await db.all(
+            "SELECT id::text FROM unnest(%s::uuid[]) AS n (id) WHERE NOT EXISTS (SELECT 1 FROM recording r WHERE r.recording_id = n.id)",
+            [old],
+        )
+        return [row["id"] for row in rows]
+
+    # --- holds ---------------------------------------------------------------------------------------------------
+
+    async def holds(self, db: Statements, recording_id: str) -> list[Hold]:
+        """All holds of a recording, the newest last."""
+        rows = await db.all(f"SELECT {_HOLD} FROM hold h WHERE h.recording_id = %s ORDER BY h.placed_at, h.hold_id", [recording_id])
+        return [_hold(row) for row in rows]
+
+    async def hold(self, db: Statements, hold_id: str) -> Hold | None:
+        """One hold."""
+        row = await db.one(f"SELECT {_HOLD} FROM hold h WHERE h.hold_id = %s", [hold_id])
+        return _hold(row) if row else None
+
+    async def add_hold(self, tx: Transaction, hold: Hold) -> bool:
+        """Insert a hold of a recording that the caller has locked; False if it, or one for the same emergency, is or was there."""
+        return bool(
+            await tx.execute(
+                "INSERT INTO hold (hold_id, recording_id, reason, note, emergency_id, placed_by, placed_at, released_by, released_at,"
+                " release_note) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                astuple(hold),
+            )
+        )
+
+    async def save_hold(self, tx: Transaction, hold: Hold) -> None:
+        """Write the release of a hold."""
+        await tx.execute(
+            "UPDATE hold SET released_by = %s, released_at = %s, release_note = %s WHERE hold_id = %s",
+            [hold.released_by, hold.released_at, hold.release_note, hold.hold_id],
+        )
+
+    async def held_for(self, db: Statements, emergency_id: str) -> list[Hold]:
+        """Holds of an emergency that are not released."""
+        rows = await db.all(f"SELECT {_HOLD} FROM hold h WHERE h.emergency_id = %s AND h.released_at IS NULL", [emergency_id])
+        return [_hold(row) for row in rows]
+
+    async def reasons(self, db: Statements, recording: Recording) -> list[str]:
+        """Emergencies that a recording has to be kept for."""
+        rows = await db.all(
+            _REASONS,
+            {
+                "emergency": recording.emergency_id, "agency": recording.agency_id, "camera": recording.camera_id,
+                "officer": recording.officer_id, "began_at": recording.began_at, "ended_at": recording.ended_at,
+            },
+        )  # fmt: skip
+        return [row["id"] for row in rows]
+
+    # --- emergencies, retention ----------------------------------------------------------------------------------
+
+    async def keep_emergency(self, db: Statements, known: KnownEmergency) -> None:
+        """Note the newest that is known."""
+        await db.execute(
+            "INSERT INTO known_emergency AS k (emergency_id, version, agency_id, cleared_at, spares) VALUES (%s, %s, %s, %s, %s)"
+            " ON CONFLICT (emergency_id) DO UPDATE SET version = excluded.version, cleared_at = excluded.cleared_at,"
+            " spares = excluded.spares"
+            " WHERE k.version < excluded.version",
+            astuple(known),
+        )
+
+    async def emergency(self, db: Statements, emergency_id: str) -> KnownEmergency | None:
+        """What is known of an emergency."""
+        row = await db.one(
+            "SELECT emergency_id::text, version, agency_id, cleared_at, spares FROM known_emergency WHERE emergency_id = %s", [emergency_id]
+        )
+        return KnownEmergency(**row) if row else None
+
+    async def keep_activated(self, db: Statements, activated: Activated) -> bool:
+        """Note a camera that was started; False if it was known."""
+        return bool(
+            await db.execute(
+                "INSERT INTO activated (emergency_id, agency_id, camera_id, officer_id, since) VALUES (%s, %s, %s, %s, %s)"
+                " ON CONFLICT DO NOTHING",
+                astuple(activated),
+            )
+        )
+
+    async def overlapping(self, db: Statements, activated: Activated) -> list[str]:
+        """Recordings of the camera that had not ended when it was started."""
+        rows = await db.all(
+            "SELECT recording_id::text FROM recording WHERE agency_id = %s AND camera_id = %s AND coalesce(ended_at, 'infinity') >= %s"
+            " ORDER BY recording_id",
+            [activated.agency_id, activated.camera_id, activated.since],
+        )
+        return [row["recording_id"] for row in rows]
+
+    async def days(self, db: Statements, agency_id: str) -> int | None:
+        """How long an agency keeps recordings; None if it has not said."""
+        row = await db.one("SELECT days FROM retention WHERE agency_id = %s", [agency_id])
+        return int(row["days"]) if row else None
+
+    async def set_days(self, tx: Transaction, agency_id: str, days: int) -> int:
+        """Set it, and move the ends of what is kept on where that is later; returns of how many."""
+        await tx.execute(
+            "INSERT INTO retention (agency_id, days) VALUES (%s, %s) ON CONFLICT (agency_id) DO UPDATE SET days = excluded.days",
+            [agency_id, days],
+        )
+        return await tx.execute(
+            "WITH there AS (SELECT r.recording_id, greatest(r.began_at, r.ended_at, (SELECT max(s.received_at) FROM segment s"
+            " WHERE s.recording_id = r.recording_id)) + make_interval(days => %s) AS until FROM recording r"
+            " WHERE r.agency_id = %s AND r.state IN ('KEPT', 'MARKED') ORDER BY r.recording_id FOR UPDATE OF r)"
+            " UPDATE recording r SET retain_until = until FROM there WHERE r.recording_id = there.recording_id AND r.retain_until < until",
+            [days, agency_id],
+        )
+
+
+def _recording(row: Row) -> Recording:
+    return Recording(**row | {"state": RecordingState(row["state"])})
+
+
+def _hold(row: Row) -> Hold:
+    return Hold(**row | {"reason": HoldReason(row["reason"])})
