@@ -22,7 +22,9 @@ from contracts.topics import (
     ACTIVATION_RESULT,
     AUDIT_RECORD,
     EMERGENCY_EVENT,
+    MEDIA_CHAIN,
     REGISTRY_DUTY,
+    STREAM_SESSION,
     TOPICS,
 )
 from sightline.activation.v1.activation_pb2 import ActivationDecision, ActivationResult, DecisionRejection
@@ -71,7 +73,10 @@ POISON = {
 }
 
 
-@pytest.mark.parametrize("topic", [EMERGENCY_EVENT, REGISTRY_DUTY, ACTIVATION_DECISION, ACTIVATION_RESULT], ids=lambda t: t.name)
+_READ = (EMERGENCY_EVENT, REGISTRY_DUTY, ACTIVATION_DECISION, ACTIVATION_RESULT, STREAM_SESSION, MEDIA_CHAIN)
+
+
+@pytest.mark.parametrize("topic", _READ, ids=lambda t: t.name)
 async def test_poison_goes_to_the_dlq_and_the_next_press_is_handled(
     world: World, someone: Someone, publisher: Publisher, kafka: KafkaSettings, read: Read, topic: Topic
 ) -> None:
@@ -97,7 +102,7 @@ async def test_poison_goes_to_the_dlq_and_the_next_press_is_handled(
         assert letter.headers["dlq_topic"] == topic.name.encode()
         assert letter.headers["dlq_error"]
         reader, name, partition, offset = letter.key.decode().rsplit("/", 3)
-        assert reader.startswith(("joiner", "streams", "emergency"))
+        assert reader.startswith(topic.readers)
         assert (name, partition) == (topic.name, letter.headers["dlq_partition"].decode())
         assert offset == letter.headers["dlq_offset"].decode()
     if place is not None:
