@@ -5,6 +5,7 @@ a power cut what came since the last `sync`. A full disk takes back the piece th
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -61,6 +62,10 @@ class Shelf(Protocol):
 
     def recordings(self) -> list[str]:
         """All recordings that there is anything of."""
+        ...
+
+    def free(self) -> int:
+        """Bytes that there is room for."""
         ...
 
     def had(self, name: Name, piece: int, chain: str) -> bool:
@@ -173,6 +178,10 @@ class FileShelf:
     def recordings(self) -> list[str]:
         """All recordings that there is anything of."""
         return sorted(entry.name for entry in os.scandir(self._folder) if entry.is_dir())
+
+    def free(self) -> int:
+        """Bytes that there is room for."""
+        return shutil.disk_usage(self._folder).free
 
     def had(self, name: Name, piece: int, chain: str) -> bool:
         """Whether a segment's chain had this value after this piece, by its index. One that cannot be read had not."""

@@ -31,7 +31,7 @@ async def main(app: App[RelaySettings]) -> None:
     link = StreamsLink(settings.streams_target, settings.rpc, settings.replica, settings.ingest_url, settings.view_url)
     keeper = EvidenceLink(settings.evidence_target, settings.rpc, settings.replica)
     heads = HeadAnnouncer(publisher, settings.replica)
-    service = RelayService(FileShelf(settings.data_dir), link, heads, SystemClock())
+    service = RelayService(FileShelf(settings.data_dir), link, heads, SystemClock(), settings.reserve_mib * 2**20)
     await service.recover()
 
     app.resources.push_async_callback(link.tell_the_last)  # after the servers have ended, which end what they show
@@ -52,7 +52,7 @@ async def main(app: App[RelaySettings]) -> None:
     app.repeat("retirement", settings.retire_s, lambda: service.retire(keeper))
 
     async def report() -> None:
-        await link.report(service.heard, service.told)
+        await link.report(service)
 
     await wait_for("the streams service", report)
     app.repeat("report", _PAUSE_S, report)

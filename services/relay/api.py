@@ -36,7 +36,7 @@ async def _replaced(request: web.Request, handler: Handler) -> web.StreamRespons
     try:
         return await handler(request)
     except Replaced:
-        return refusal(409, "LINK_SUPERSEDED", "a newer connection of this session has taken over", {})
+        return refusal(409, "LINK_SUPERSEDED", "a newer connection of this session has taken over, or it is over or elsewhere", {})
 
 
 class IngestApi:
@@ -146,6 +146,8 @@ class ViewApi:
         while True:
             await watch.wake.wait()
             watch.wake.clear()
+            if (muted := self._service.news_for(watch)) is not None:
+                await socket.send_str(json.dumps({"muted": muted}))
             while (frame := self._service.next_message(watch)) is not None:
                 if frame.init is not None:
                     await socket.send_str(_describe(frame, self._service.now_ms()))

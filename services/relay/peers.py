@@ -23,7 +23,7 @@ from sightline.streams.v1 import relay_link_service_pb2 as pb
 from sightline.streams.v1.relay_link_service_pb2_grpc import RelayLinkServiceStub
 from sightline.streams.v1.session_pb2 import GrantEndCause
 
-from services.relay.service import Admission, Deleted, Deletion, Grant, Heard, Served
+from services.relay.service import Admission, Deleted, Deletion, Grant, Heard, RelayService, Served, Told
 
 T = TypeVar("T")
 _WITHIN_S, _REPORT_S, _RENEW_S, _RETRY_S = 2.0, 1.0, 10.0, 0.5
@@ -47,7 +47,7 @@ class StreamsLink:
         self._redeeming = asyncio.Semaphore(_REDEEMING_AT_ONCE)
         self._leases: dict[str, float] = {}  # by grant, until when, on the monotonic clock
         self._news, self._served, self._again = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._draining = False
+        self._draining = self._full = False
 
     async def admit(self, camera: Machine, session_id: str, token: str) -> Admission:
         """Whether a camera may send a session's media."""
@@ -90,13 +90,15 @@ class StreamsLink:
 
     # --- loops ---------------------------------------------------------------------------------------------------
 
-    async def report(self, heard: Callable[[], Sequence[Heard]], told: Callable[[Sequence[Heard]], None]) -> None:
+    async def report(self, relay: RelayService) -> None:
         """Say that we are there and what our sessions do."""
         await _either(self._news, _REPORT_S)
-        sessions = heard()
-        for some in _batches(sessions) or [[]]:
-            await self._report(some)
-            told(some)
+        self._full = relay.is_full
+        for not_kept in _batches(sorted(relay.not_kept())):
+            await self._report([], not_kept)
+        for some in _batches(relay.heard()) or [[]]:
+            answer = await self._report(some)
+            relay.told(some, Told(frozenset(answer.over), frozenset(answer.muted)))
 
     async def drain(self) -> None:
         """Say that we go, so that our sessions move at once; nobody waits for an answer for long."""
@@ -104,12 +106,14 @@ class StreamsLink:
         with suppress(SightlineError):
             await self._report([])
 
-    async def _report(self, sessions: Sequence[Heard]) -> None:
+    async def _report(self, sessions: Sequence[Heard], not_kept: Sequence[str] = ()) -> pb.ReportResponse:
         request = pb.ReportRequest(
-            relay_id=self._relay_id, ingest_url=self._ingest_url, view_url=self._view_url, draining=self._draining,
+            relay_id=self._relay_id, ingest_url=self._ingest_url, view_url=self._view_url, draining=self._draining or self._full,
+            not_kept=not_kept,
             sessions=[pb.SessionReport(session_id=s.session_id, media_age=_duration(s.media_age_s), stopped=s.stopped) for s in sessions],
         )  # fmt: skip
-        await _ask_surely(self._stub.Report, request)
+        answer: pb.ReportResponse = await _ask_surely(self._stub.Report, request)
+        return answer
 
     async def renew(self, grants: Callable[[], Sequence[str]], revoke: Callable[[str, str], object]) -> None:
         """Prolong the leases of all that is served; end what must end, also when nobody can be asked for too long."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -29,6 +29,7 @@ IDLE_S = 10.0
 SYNC_EVERY_S = 1.0
 _DISK_THREADS = 8
 _ASK_AT_ONCE = 500  # recordings in one question
+_SEGMENTS_AT_ONCE = 6  # of one session: live, the one that it replaces, and late ones
 # A pause of media that is worth telling at once when it ends; and for how long a silent session is still told of.
 _SILENCE_S, _TELL_S = 1.0, 30.0
 
@@ -58,6 +59,14 @@ class Served:
     last_byte_at: datetime | None
     ended_at: datetime
     cause: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a relay has to know of its sessions: those that are over or elsewhere, those whose microphone is off."""
+
+    over: Collection[str]
+    muted: Collection[str]
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,7 @@ class Keeper(Protocol):
 
 
 class Replaced(Exception):
-    """A newer connection of the same session has taken over."""
+    """No more of a segment is taken: a newer connection of the same session has taken over, or the session is over or elsewhere."""
 
 
 @dataclass(eq=False)
@@ -149,6 +158,7 @@ class Watch:
     ended: str = ""
     over: asyncio.Event = field(default_factory=asyncio.Event)
     last_byte_at: datetime | None = None
+    told_muted: bool = False
 
     def end(self, cause: str) -> None:
         """No byte more. The first cause counts."""
@@ -166,8 +176,15 @@ class Ingest:
     synced: int = -1
     last: Entry | None = None
     captured_from_ms: int | None = None
-    replaced: asyncio.Event = field(default_factory=asyncio.Event)
+    # Why no more of it is taken; empty while it is.
+    cut: str = ""
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def cut_off(self, cause: str) -> None:
+        """Take no more of it. The first cause counts."""
+        self.cut = self.cut or cause
+        self.stop.set()
 
 
 @dataclass(eq=False)
@@ -179,12 +196,16 @@ class Live:
     ingest: Ingest | None = None
     last_media: float | None = None  # of the monotonic clock
     stopped: bool = False
+    muted: bool = False
 
 
 class RelayService:
     """Segments in, frames out."""
 
-    def __init__(self, shelf: Shelf, authority: Authority, announcer: Announcer, clock: Clock) -> None:
+    def __init__(self, shelf: Shelf, authority: Authority, announcer: Announcer, clock: Clock, reserve_bytes: int = 0) -> None:
+        """With less than `reserve_bytes` of free disk we are full: sessions go elsewhere while there is still room for their ends."""
+        self._reserve_bytes, self.is_full = reserve_bytes, False
+        self._not_kept: set[str] = set()
         self._shelf, self._authority, self._announcer, self._clock = shelf, authority, announcer, clock
         # The disk may hang; the event loop must not.
         self._disk = ThreadPoolExecutor(_DISK_THREADS, "disk")
@@ -252,10 +273,11 @@ class RelayService:
             raise InvalidRequest(Reason.ERROR_REASON_BAD_MEDIA, str(error), metadata={"fault": cause}) from error
         except StorageFull as error:
             cause = "STORAGE_FULL"
+            self._alarm(name)
             telemetry.log().error("no room for media: a recording ends", segment=str(name), error=str(error))
             raise Unavailable(Reason.ERROR_REASON_STORAGE_FULL, "there is no room for more") from error
         except Replaced:
-            cause = "REPLACED"
+            cause = ingest.cut
             raise
         except BaseException:
             cause = "CONNECTION_LOST"
@@ -265,11 +287,14 @@ class RelayService:
         return end
 
     async def _begin(self, name: Name) -> Ingest:
+        if sum(ingest.name.recording_id == name.recording_id for ingest in self._ingests) >= _SEGMENTS_AT_ONCE:
+            raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, f"{_SEGMENTS_AT_ONCE} segments of this session come in already")
         try:
             segment = await self._on_disk(self._shelf.begin, name)
         except FileExistsError as error:
             raise AlreadyExists(Reason.ERROR_REASON_ALREADY_EXISTS, f"there is a segment {name}; name the next one") from error
         except OSError as error:
+            self._alarm(name)
             raise Unavailable(Reason.ERROR_REASON_STORAGE_FULL, "no segment can be begun") from error
         ingest = Ingest(name, segment, name.genesis)
         self._ingests.add(ingest)
@@ -279,35 +304,40 @@ class RelayService:
         """The newest connection of a session wins; the older one may be half open and not know that it is dead."""
         older, session.ingest = session.ingest, ingest
         if older is not None:
-            older.replaced.set()
+            older.cut_off("REPLACED")
             await older.closed.wait()
+
+    def _alarm(self, name: Name) -> None:
+        """There was no room: told at once, and again at every attempt."""
+        self._not_kept.add(name.recording_id)
+        self._authority.news()
 
     async def _read(self, ingest: Ingest, chunks: AsyncIterator[bytes], session: Live | None) -> str:
         splitter = Splitter()
-        replaced = asyncio.create_task(ingest.replaced.wait())
+        stop = asyncio.create_task(ingest.stop.wait())
         try:
-            while (chunk := await self._next(chunks, replaced)) is not None:
+            while (chunk := await self._next(chunks, stop)) is not None:
                 pieces, wrong = _pieces(splitter, chunk)
                 if pieces:
                     self._show(session, await self._keep(ingest, pieces))
                 if wrong:
                     raise wrong
         finally:
-            replaced.cancel()
-        if ingest.replaced.is_set():
+            stop.cancel()
+        if ingest.cut:
             raise Replaced
         splitter.finish()
         return "CAMERA_STOPPED"
 
-    async def _next(self, chunks: AsyncIterator[bytes], replaced: "asyncio.Task[bool]") -> bytes | None:
-        """The next bytes; None at the end, or when a newer connection takes over. TimeoutError if none come."""
+    async def _next(self, chunks: AsyncIterator[bytes], stop: "asyncio.Task[bool]") -> bytes | None:
+        """The next bytes; None at the end, or when no more is taken. TimeoutError if none come."""
         reading = asyncio.ensure_future(anext(chunks, None))
         reading.add_done_callback(lambda done: done.cancelled() or done.exception())  # looked at, also if we are gone by then
         try:
-            done, _ = await asyncio.wait({reading, replaced}, timeout=IDLE_S, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({reading, stop}, timeout=IDLE_S, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 raise TimeoutError(f"no media for {IDLE_S:.0f} s")
-            return None if replaced.done() else reading.result()
+            return None if stop.done() else reading.result()
         finally:
             if not reading.done():
                 reading.cancel()
@@ -361,6 +391,10 @@ class RelayService:
 
     async def sync(self) -> None:
         """Make what was kept survive a power cut, and then publish its chain values. Call it every second."""
+        was_full, self.is_full = self.is_full, await self._on_disk(self._shelf.free) < self._reserve_bytes
+        if self.is_full and not was_full:
+            telemetry.log().error("the disk is nearly full: new sessions go to other relays")
+            self._authority.news()
         await asyncio.gather(*map(self._sync, list(self._ingests)))
 
     async def _sync(self, ingest: Ingest) -> None:
@@ -385,8 +419,24 @@ class RelayService:
                 del self._live[session_id]
         return found
 
-    def told(self, heard: Sequence[Heard]) -> None:
-        """Sessions that stopped are known to have: forget them, and whoever still watches is over."""
+    def not_kept(self) -> set[str]:
+        """Sessions whose media had no room since the last call."""
+        found, self._not_kept = self._not_kept, set()
+        return found
+
+    def told(self, heard: Sequence[Heard], told: Told) -> None:
+        """What was heard is known now: forget sessions that stopped, and whoever still watches those is over.
+
+        Cameras that go on sending for a session that is over, or elsewhere, are cut off; viewers learn of a microphone that is off.
+        """
+        for ingest in self._ingests:
+            if ingest.name.recording_id in told.over:
+                ingest.cut_off("SESSION_MOVED")
+        for each in heard:
+            if (live := self._live.get(each.session_id)) is not None and live.muted != (each.session_id in told.muted):
+                live.muted = not live.muted
+                for watch in live.watches:
+                    watch.wake.set()
         for each in heard:
             session = self._live.get(each.session_id)
             if each.stopped and session is not None and session.stopped:
@@ -435,6 +485,14 @@ class RelayService:
         if frame is not None:
             watch.last_byte_at = self._clock.now()
         return frame
+
+    def news_for(self, watch: Watch) -> bool | None:
+        """Whether the microphone is off, if the viewer has not been told so; None if there is nothing to tell."""
+        session = self._live.get(watch.grant.session_id)
+        if watch.ended or session is None or session.muted == watch.told_muted:
+            return None
+        watch.told_muted = session.muted
+        return session.muted
 
     def now_ms(self) -> int:
         """Our time, in milliseconds since 1970."""

@@ -18,6 +18,7 @@ class RelaySettings(ServiceSettings):
     evidence_target: str = Field(min_length=3, description="host:port of the evidence service's gRPC server")
     retire_s: float = Field(600, gt=0, le=86_400, description="seconds between two questions what to delete")
     data_dir: Path = Field(description="folder for segments, on a disk of its own that outlives the process")
+    reserve_mib: int = Field(1024, ge=1, description="with less free disk than this, in MiB, new sessions go to other relays")
     ingest_listen: str = Field("0.0.0.0:8444", pattern=_ADDRESS, description="host:port for cameras, mutual TLS")
     ingest_url: str = Field(pattern=r"^https://\S+$", max_length=300, description="where cameras reach this replica, and no other")
     view_listen: str = Field("0.0.0.0:8445", pattern=_ADDRESS, description="host:port for viewers' WebSockets")

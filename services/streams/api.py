@@ -107,7 +107,7 @@ def _report(message: link_pb.CameraReport) -> Report:
     kept = link_pb.CameraReport()
     kept.CopyFrom(message)
     del kept.handled[:]
-    return Report(message.boot_id, message.sequence, kept.SerializeToString(), handled)
+    return Report(message.boot_id, message.sequence, kept.SerializeToString(), message.audio_muted, handled)
 
 
 def _handled(message: link_pb.HandledOrder) -> Handled:

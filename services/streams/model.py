@@ -201,6 +201,7 @@ class Report:
     boot_id: int
     sequence: int
     content: bytes
+    audio_muted: bool
     handled: tuple["Handled", ...]
 
 

@@ -286,9 +286,19 @@ class Store:
     async def keep_report(self, db: Statements, camera_id: str, agency_id: str, report: Report, now: datetime) -> None:
         """The camera's newest report; an older one is not its state."""
         await db.execute(
-            "UPDATE camera SET boot_id = %s, sequence = %s, report = %s, reported_at = %s WHERE camera_id = %s"
+            "UPDATE camera SET boot_id = %s, sequence = %s, report = %s, audio_muted = %s, reported_at = %s WHERE camera_id = %s"
             " AND agency_id = %s AND (boot_id IS NULL OR (boot_id, sequence) < (%s, %s))",
-            [report.boot_id, report.sequence, report.content, now, camera_id, agency_id, report.boot_id, report.sequence],
+            [
+                report.boot_id,
+                report.sequence,
+                report.content,
+                report.audio_muted,
+                now,
+                camera_id,
+                agency_id,
+                report.boot_id,
+                report.sequence,
+            ],
         )
 
     async def cameras(self, db: Statements, agency_id: str, after: str, limit: int) -> list[CameraView]:

@@ -1,12 +1,15 @@
 """A relay dies in mid-stream: the session goes on, at the same relay or at another, and what was kept is whole."""
 
 import json
+import resource
 from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
 
+import psycopg
 import pytest_asyncio
 from media.files import verify_file
+from sightline.audit.v1.record_pb2 import AuditRecord
 from sightline.streams.v1.session_pb2 import Session, SessionState
 from testkit.trial.rig import Rig
 
@@ -106,6 +109,47 @@ async def test_without_the_streams_service_whoever_watches_watches_on(rig: Rig, 
         await seen.clear(pressed.emergency_id)
         await until(lambda: _over(viewer), "end of viewing")
         assert viewer.close_code == 4403
+
+
+async def test_a_full_disk_raises_an_alarm_and_spoils_nothing(rig: Rig, seen: World) -> None:
+    """The kernel refuses to write: no file of the relay may grow."""
+    officer = await seen.duty(member("relay", next(_numbers)))
+    pressed = await seen.press(officer.radio)
+    session = await seen.session(pressed.emergency_id, LIVE)
+    relay = rig.process(f"relay-{session.relay_id}")
+    unlimited = resource.prlimit(relay.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+
+    async def alarmed() -> Session | None:
+        (found,) = await seen.sessions(pressed.emergency_id)
+        return found if found.HasField("not_kept_at") else None
+
+    await until(alarmed, "alarm of the full disk")
+    with psycopg.connect(rig.stack.database) as connection:
+        rows = connection.execute("SELECT record FROM streams.audit_record").fetchall()
+    records = [AuditRecord.FromString(bytes(row[0])) for row in rows]
+    assert f"sessions/{session.session_id}" in {record.target for record in records if record.action == "session.not_kept"}
+    resource.prlimit(relay.pid, resource.RLIMIT_FSIZE, unlimited)
+    async with await seen.watch(pressed.emergency_id, officer.camera_ids[0]) as viewer:
+        await _gets(viewer, 20)
+    await _ends(seen, pressed.emergency_id, officer.camera_ids[0])
+    verdicts = [verify_file(file) for file in _segments(rig, session)]
+    assert [verdict.finding for verdict in verdicts] == [None] * len(verdicts)
+    assert {"STORAGE_FULL", "CAMERA_STOPPED"} <= {verdict.end for verdict in verdicts}
+
+
+async def test_sessions_go_where_there_is_room(rig: Rig, seen: World) -> None:
+    async with rig.otherwise("relay-a", SIGHTLINE_RESERVE_MIB=str(2**40)):
+        placed = []
+        for _ in range(3):
+            officer = await seen.duty(member("relay", next(_numbers)))
+            pressed = await seen.press(officer.radio)
+
+            async def is_live(emergency_id: str = pressed.emergency_id) -> Session | None:
+                found = [each for each in await seen.sessions(emergency_id) if each.state == LIVE and each.relay_id != "a"]
+                return found[0] if found else None
+
+            placed.append((await until(is_live, "a session elsewhere")).relay_id)
+        assert placed == ["b"] * 3
 
 
 async def _over(viewer: Viewer) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jwt
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 from sightline.streams.v1 import session_service_pb2 as pb
@@ -80,7 +81,7 @@ Sit = Callable[..., Any]
 async def _sit(browser: Browser, stack: Stack) -> AsyncIterator[Sit]:
     contexts = []
 
-    async def sit(emergency_id: str, camera_id: str, user: str = "supervisor") -> Seat:
+    async def sit(emergency_id: str, camera_id: str, user: str = "supervisor", token: str = "") -> Seat:
         context = await browser.new_context(viewport={"width": 1000, "height": 800})
         contexts.append(context)
         page = await context.new_page()
@@ -88,7 +89,7 @@ async def _sit(browser: Browser, stack: Stack) -> AsyncIterator[Sit]:
         page.on("console", lambda message: seat.complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: seat.complaints.append(str(error)))
         await page.goto(f"http://{stack.console}/#emergency={emergency_id}&camera={camera_id}")
-        await page.fill("#token", await asyncio.to_thread(fetch_token, stack, user))
+        await page.fill("#token", token or await asyncio.to_thread(fetch_token, stack, user))
         await page.click("button[type=submit]")
         return seat
 
@@ -173,6 +174,34 @@ async def test_a_frozen_picture_never_looks_live(world: World, someone: Someone,
     await seat.paints(3)
     await seat.state("live", "delayed")
     assert not await seat.page.is_visible("#cover")
+
+
+async def test_a_microphone_that_is_off_is_shown(world: World, someone: Someone, sit: Sit) -> None:
+    officer = await world.duty(someone())
+    (camera_id,) = officer.camera_ids
+    pressed = await world.press(officer.radio)
+    seat = await sit(pressed.emergency_id, camera_id)
+    await seat.paints(3)
+    assert await seat.page.inner_text("#sound") == "no sound"
+    for muted, shown in ((True, "microphone off"), (False, "no sound")):
+        world.cameras[camera_id].muted = muted
+        world.cameras[camera_id].changed()
+        await seat.page.wait_for_selector(f"#sound:has-text('{shown}')", timeout=_WITHIN_MS)
+        assert (await world.session(pressed.emergency_id, LIVE)).audio_muted == muted
+
+
+async def test_an_expired_token_of_a_person_is_refused_in_words(world: World, someone: Someone, stack: Stack, sit: Sit) -> None:
+    officer = await world.duty(someone())
+    (camera_id,) = officer.camera_ids
+    pressed = await world.press(officer.radio)
+    await world.session(pressed.emergency_id, LIVE)
+    key = (stack.data / "secrets" / "issuer.key").read_bytes()
+    content = jwt.decode(await asyncio.to_thread(fetch_token, stack, "supervisor"), options={"verify_signature": False})
+    header = jwt.get_unverified_header(await asyncio.to_thread(fetch_token, stack, "supervisor"))
+    old = jwt.encode(content | {"iat": content["iat"] - 90_000, "exp": content["exp"] - 90_000}, key, "ES256", {"kid": header["kid"]})
+    seat = await sit(pressed.emergency_id, camera_id, token=old)
+    assert await seat.state("ended") == "Ended because your permission is not valid any more."
+    assert await seat.painted() == 0
 
 
 async def test_who_may_not_watch_is_told_why_and_sees_nothing(world: World, someone: Someone, sit: Sit) -> None:

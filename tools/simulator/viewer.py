@@ -39,6 +39,7 @@ class Viewer:
     grant_id: str = ""
     pieces: list[Piece] = field(default_factory=list)
     codecs: list[dict[str, Any]] = field(default_factory=list)
+    muted: bool = False
     got: int = 0
     close_code: int | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -65,7 +66,10 @@ class Viewer:
                     await asyncio.Event().wait()
                 async for message in socket:
                     if message.type == aiohttp.WSMsgType.TEXT:
-                        self.codecs.append(json.loads(message.data)["init"])
+                        told = json.loads(message.data)
+                        self.muted = told.get("muted", self.muted)
+                        if "init" in told:
+                            self.codecs.append(told["init"])
                     elif message.type == aiohttp.WSMsgType.BINARY:
                         self.pieces.append(_piece(message.data))
                         self.got += len(message.data)

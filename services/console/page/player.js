@@ -176,6 +176,8 @@ class Player {
     chain = new Chain();
     socket;
     codec = "";
+    audio = false;
+    muted = false;
     got = 0;
     newest = -1;
     over = false;
@@ -215,6 +217,7 @@ class Player {
         const socket = this.socket = new WebSocket(`${answer.view_url}/v1/view`);
         socket.binaryType = "arraybuffer";
         this.got = 0;
+        this.muted = false; // until the relay says otherwise
         socket.onopen = () => socket.send(JSON.stringify({ token: answer.token }));
         socket.onmessage = (event) => { if (!this.over && socket === this.socket)
             this.take(event.data); };
@@ -223,10 +226,15 @@ class Player {
     }
     take(message) {
         if (typeof message === "string") {
-            const { init, now_ms } = JSON.parse(message);
-            this.codec = init.codec;
-            this.picture.offset = now_ms - Date.now();
-            byId("sound").textContent = init.audio ? "with sound" : "no sound";
+            const told = JSON.parse(message);
+            if (told.init) {
+                this.codec = told.init.codec;
+                this.picture.offset = (told.now_ms ?? Date.now()) - Date.now();
+                this.audio = told.init.audio;
+            }
+            this.muted = told.muted ?? this.muted;
+            byId("sound").textContent = this.muted ? "microphone off" : this.audio ? "with sound" : "no sound";
+            byId("sound").dataset["muted"] = this.muted ? "yes" : "no";
             return;
         }
         const piece = parse(message);

@@ -193,6 +193,8 @@ class Player {
   readonly chain = new Chain();
   private socket: WebSocket | undefined;
   private codec = "";
+  private audio = false;
+  private muted = false;
   private got = 0;
   private newest = -1;
   private over = false;
@@ -228,6 +230,7 @@ class Player {
     const socket = this.socket = new WebSocket(`${answer.view_url}/v1/view`);
     socket.binaryType = "arraybuffer";
     this.got = 0;
+    this.muted = false;  // until the relay says otherwise
     socket.onopen = () => socket.send(JSON.stringify({ token: answer.token }));
     socket.onmessage = (event: MessageEvent<string | ArrayBuffer>) => { if (!this.over && socket === this.socket) this.take(event.data); };
     socket.onclose = (event) => { if (!this.over && socket === this.socket) this.closed(event); };
@@ -235,10 +238,15 @@ class Player {
 
   private take(message: string | ArrayBuffer): void {
     if (typeof message === "string") {
-      const { init, now_ms } = JSON.parse(message) as { init: { codec: string; audio: boolean }; now_ms: number };
-      this.codec = init.codec;
-      this.picture.offset = now_ms - Date.now();
-      byId("sound").textContent = init.audio ? "with sound" : "no sound";
+      const told = JSON.parse(message) as { init?: { codec: string; audio: boolean }; now_ms?: number; muted?: boolean };
+      if (told.init) {
+        this.codec = told.init.codec;
+        this.picture.offset = (told.now_ms ?? Date.now()) - Date.now();
+        this.audio = told.init.audio;
+      }
+      this.muted = told.muted ?? this.muted;
+      byId("sound").textContent = this.muted ? "microphone off" : this.audio ? "with sound" : "no sound";
+      byId("sound").dataset["muted"] = this.muted ? "yes" : "no";
       return;
     }
     const piece = parse(message);

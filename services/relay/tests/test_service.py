@@ -21,10 +21,11 @@ from testkit.footage import Feed, fragment, from_ffmpeg, init, stream
 
 from services.relay import service as relay
 from services.relay.model import Frame
-from services.relay.service import Admission, Deleted, Deletion, Fate, Grant, RelayService, Replaced, Served, Watch
+from services.relay.service import Admission, Deleted, Deletion, Fate, Grant, RelayService, Replaced, Served, Told, Watch
 from tools import world
 
 WITHIN_S = 30.0
+NOTHING = Told((), ())
 
 
 class Heads:
@@ -175,9 +176,56 @@ async def test_what_sessions_do_is_told_until_it_is_known(service: RelayService)
     async with service.watching("s1") as watch:
         (stopped,) = service.heard()
         assert stopped.stopped
-        service.told([stopped])
+        service.told([stopped], NOTHING)
         assert watch.ended == "SESSION_ENDED"
     assert service.heard() == []
+
+
+async def test_a_camera_that_sends_on_for_a_session_that_is_over_is_cut_off(service: RelayService, shelf: FileShelf) -> None:
+    camera, other = Feed(init(), fragment(0, key=True)), Feed(init(), fragment(0, key=True))
+    taking, staying = sending(service, Name("s1", "0001-live"), camera), sending(service, Name("s2", "0001-live"), other)
+    await until(lambda: len(service.heard()) == 2)
+    service.told(service.heard(), Told({"s1"}, ()))
+    with pytest.raises(Replaced):
+        await taking
+    assert shelf.verify(Name("s1", "0001-live")).end == "SESSION_MOVED"
+    other.stop()
+    await staying
+    assert shelf.verify(Name("s2", "0001-live")).end == "CAMERA_STOPPED"
+
+
+async def test_viewers_are_told_once_of_a_microphone_that_is_off(service: RelayService) -> None:
+    camera = Feed(init(), fragment(0, key=True))
+    taking = sending(service, Name("s1", "0001-live"), camera)
+    await until(lambda: bool(service.heard()))
+    async with service.watching("s1") as watch:
+        assert service.news_for(watch) is None
+        watch.wake.clear()
+        for muted in ({"s1"}, set[str]()):
+            service.told(service.heard(), Told((), muted))
+            assert watch.wake.is_set()
+            assert service.news_for(watch) == bool(muted)
+            assert service.news_for(watch) is None
+    camera.stop()
+    await taking
+
+
+async def test_one_session_cannot_take_all_there_is(service: RelayService) -> None:
+    cameras = [Feed(init()) for _ in range(relay._SEGMENTS_AT_ONCE)]
+    taking = [sending(service, Name("s1", f"{n:04}-late"), camera, live=False) for n, camera in enumerate(cameras)]
+    await until(lambda: len(service._ingests) == len(cameras))
+    with pytest.raises(Unavailable, match="come in already"):
+        await sending(service, Name("s1", "0099-late"), Feed(), live=False)
+    for camera in cameras:
+        camera.stop()
+    assert {end.end for end in await asyncio.gather(*taking)} == {"CAMERA_STOPPED"}
+
+
+async def test_a_relay_with_little_room_left_says_so(tmp_path: Path, authority: Open, heads: Heads) -> None:
+    for reserve, is_full in ((1, False), (2**60, True)):
+        service = RelayService(FileShelf(tmp_path), authority, heads, SystemClock(), reserve)
+        await service.sync()
+        assert service.is_full is is_full
 
 
 async def test_a_revoked_viewer_gets_no_byte_more_and_the_other_goes_on(service: RelayService, authority: Open) -> None:

@@ -25,8 +25,9 @@ class RelayLinkApi(RelayLinkServiceServicer):
         """A relay is there, and what its sessions do."""
         now = datetime.now(UTC)
         heard = [(each.session_id, now - each.media_age.ToTimedelta(), each.stopped) for each in request.sessions]
-        await self._service.report(Relay(request.relay_id, request.ingest_url, request.view_url, request.draining), heard)
-        return link_pb.ReportResponse()
+        relay = Relay(request.relay_id, request.ingest_url, request.view_url, request.draining)
+        over, muted = await self._service.report(relay, heard, request.not_kept)
+        return link_pb.ReportResponse(over=over, muted=muted)
 
     async def Admit(self, request: link_pb.AdmitRequest, context: Any) -> link_pb.AdmitResponse:
         """Whether a camera may send a session's media."""

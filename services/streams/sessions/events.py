@@ -36,6 +36,8 @@ def to_session(s: Session) -> pb.Session:
         last_media_at=stamp(s.last_media_at),
         ended_at=stamp(s.ended_at),
         end_cause=pb.SessionEndCause.Value(f"SESSION_END_CAUSE_{s.end_cause or 'UNSPECIFIED'}"),
+        audio_muted=s.audio_muted,
+        not_kept_at=stamp(s.not_kept_at),
         gaps=[pb.SessionGap(**{"from": stamp(since), "until": stamp(until)}) for since, until in s.gaps],
     )
 

@@ -103,6 +103,8 @@ class Session:
     gaps: tuple[tuple[datetime, datetime], ...]
     token: str
     traceparent: str
+    audio_muted: bool = False
+    not_kept_at: datetime | None = None
 
     @classmethod
     def begin(cls, session_id: str, wanted: Wanted, relay_id: str, token: str, now: datetime) -> "Session":
@@ -145,6 +147,16 @@ class Session:
             return self._next(state=SessionState.INTERRUPTED, degraded=False)
         degraded = silence >= DEGRADED_AFTER
         return self._next(degraded=degraded) if degraded != self.degraded else self
+
+    def muted(self, *, is_muted: bool) -> "Session":
+        """The camera's microphone is off, or on again."""
+        return self if is_muted == self.audio_muted else self._next(audio_muted=is_muted)
+
+    def not_kept(self, now: datetime) -> "Session":
+        """Its relay had no room for its media; told at most once in a while, for it happens with every attempt."""
+        if self.not_kept_at is not None and now - self.not_kept_at < INTERRUPTED_AFTER:
+            return self
+        return self._next(not_kept_at=now)
 
     def moved(self, relay_id: str) -> "Session":
         """Another relay takes it."""

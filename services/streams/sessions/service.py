@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Protocol
@@ -44,6 +44,7 @@ _SWEEP_S = 0.25
 # Sweeps that lie further apart than this are no steady sight of the relays; how long it takes to believe it again.
 _GAP_S, _STEADY_S = 1.0, 3.0
 Revoked = tuple[str, str]  # grant, cause
+Told = tuple[list[str], list[str]]  # sessions that are over or elsewhere, sessions that are muted
 
 
 class Store(Protocol):
@@ -63,7 +64,8 @@ class Store(Protocol):
     async def homeless(self, tx: Transaction) -> list[Session]: ...
     async def pointless(self, tx: Transaction) -> list[Session]: ...
     async def silent(self, tx: Transaction) -> list[Session]: ...
-    async def still_live(self, db: Statements, heard: Sequence[tuple[str, datetime]]) -> set[str]: ...
+    async def muted(self, tx: Transaction) -> list[tuple[Session, bool]]: ...
+    async def still_live(self, db: Statements, heard: Sequence[tuple[str, datetime]]) -> dict[str, bool]: ...
     async def of_emergency(self, db: Statements, emergency_id: str, agency_id: str) -> list[Session]: ...
     async def watchable(self, tx: Transaction, emergency_id: str, camera_id: str) -> Row | None: ...
     async def add_grant(self, tx: Transaction, grant: Grant) -> None: ...
@@ -133,6 +135,8 @@ class SessionsService:
             await self._end(self._store.pointless, SessionEnd.EMERGENCY_CLEARED)
         if "silence" in due:
             await self._note_silence()
+        if "mute" in due:
+            await self._note_mute()
         if "lapse" in due:
             await self._lapse()
 
@@ -184,6 +188,11 @@ class SessionsService:
             found = await self._store.silent(tx)
             await self._save(tx, found, [session.silent(now) for session in found])
 
+    async def _note_mute(self) -> None:
+        async with self._database.transaction() as tx:
+            found = await self._store.muted(tx)
+            await self._save(tx, [session for session, _ in found], [session.muted(is_muted=is_muted) for session, is_muted in found])
+
     async def _revoke_groundless(self) -> None:
         now = self._clock.now()
         async with self._database.transaction() as tx:
@@ -213,18 +222,24 @@ class SessionsService:
 
     # --- what relays ask and tell --------------------------------------------------------------------------------
 
-    async def report(self, relay: Relay, heard: Sequence[tuple[str, datetime, bool]]) -> None:
-        """A relay is there; `heard` are its sessions with the time of their last media, and whether it has stopped."""
+    async def report(self, relay: Relay, heard: Sequence[tuple[str, datetime, bool]], not_kept: Collection[str] = ()) -> Told:
+        """A relay is there; `heard` are its sessions with the time of their last media, and whether it has stopped.
+
+        For `not_kept` it had no room. Returns what the relay has to know of them.
+        """
         now = self._clock.now()
         async with self._database.statements() as db:
             await self._store.report(db, relay)
             running = [(session_id, at) for session_id, at, stopped in heard if not stopped]
-            same = await self._store.still_live(db, running) if running else set()
+            same = await self._store.still_live(db, running) if running else {}
+        muted = [session_id for session_id, is_muted in same.items() if is_muted]
         news = {session_id: (at, stopped) for session_id, at, stopped in heard if session_id not in same}
+        if not_kept:
+            await self._alarm(not_kept)
         if not news:
-            return
+            return [], muted
         async with self._database.transaction() as tx:
-            there = await self._store.sessions(tx, list(news))
+            there = await self._store.sessions(tx, sorted(news))
             # Only the relay that has the session now may end it: at another one it was only cut off.
             after = [
                 s.heard(min(news[s.session_id][0], now), stopped=news[s.session_id][1] and s.relay_id == relay.relay_id, now=now)
@@ -236,6 +251,19 @@ class SessionsService:
         self._wake_cameras(over)
         if over:
             self._nudge.set()
+        elsewhere = [s.session_id for s in after if s.ended_at or s.relay_id != relay.relay_id]
+        return elsewhere, muted + [s.session_id for s in after if s.audio_muted]
+
+    async def _alarm(self, not_kept: Collection[str]) -> None:
+        """Media of sessions is lost for want of room: an event, and an audit record, that somebody can act on."""
+        now = self._clock.now()
+        async with self._database.transaction() as tx:
+            there = [session for session in await self._store.sessions(tx, sorted(not_kept)) if not session.ended_at]
+            after = [session.not_kept(now) for session in there]
+            await self._save(tx, there, after)
+            for old, new in zip(there, after, strict=True):
+                if new is not old:
+                    self._audit_session(tx, new, "session.not_kept")
 
     async def admit(self, relay_id: str, camera: tuple[str, str], session_id: str, token: str) -> str:
         """Whether a camera, (agency, id) as its certificate says, may send this session's media to this relay; returns the recording.
@@ -400,7 +428,10 @@ class SessionsService:
 
     def _tell(self, tx: Transaction, session: Session, action: str) -> None:
         self._announcer.announce_session(tx, session)
-        details = {"camera": session.camera_id, "officer": session.officer_id, "cause": session.end_cause}
+        self._audit_session(tx, session, action)
+
+    def _audit_session(self, tx: Transaction, session: Session, action: str) -> None:
+        details = {"camera": session.camera_id, "officer": session.officer_id, "relay": session.relay_id, "cause": session.end_cause}
         target = f"sessions/{session.session_id}"
         self._audit.record(tx, Entry(action, _SYSTEM, target, session.agency_id, session.emergency_id, details))
 

@@ -13,7 +13,7 @@ from services.streams.sessions.model import Grant, Holding, Relay, Session, Sess
 _ALIVE: LiteralString = "seen_at > now() - interval '3 s'"
 _SESSION: LiteralString = (
     "s.session_id::text, s.version, s.agency_id, s.camera_id, s.officer_id, s.emergency_id::text, s.epoch, s.relay_id, s.state, s.degraded,"
-    " s.created_at, s.live_at, s.last_media_at, s.ended_at, s.end_cause, s.gaps, s.token, s.traceparent"
+    " s.created_at, s.live_at, s.last_media_at, s.ended_at, s.end_cause, s.gaps, s.token, s.traceparent, s.audio_muted, s.not_kept_at"
 )
 _GRANT: LiteralString = (
     "g.grant_id::text, g.version, g.session_id::text, g.camera_id, g.emergency_id::text, g.agency_id, g.viewer, g.relay_id, g.token_hash,"
@@ -57,6 +57,9 @@ _LAPSED: LiteralString = (
     " FROM viewer_grant g WHERE g.ended_at IS NULL AND (g.revoked_at IS NULL AND g.expires_at <= now()"
     " OR g.redeemed_at IS NULL AND g.token_expires_at <= now() OR g.lease_until <= now() - interval '60 s')"
 )
+_MUTED: LiteralString = (
+    " FROM session s JOIN camera c USING (agency_id, camera_id) WHERE s.state <> 'ENDED' AND s.audio_muted <> c.audio_muted"
+)
 _AT_ONCE: LiteralString = " LIMIT 200"
 # Sweeps of several replicas do not wait for each other, nor for anybody: the next one comes soon.
 _WHO_IS_FREE: LiteralString = " SKIP LOCKED"
@@ -88,10 +91,10 @@ class Store:
         return {row["relay_id"]: row["sessions"] for row in rows}
 
     async def due(self, db: Statements) -> set[str]:
-        """What there is to do: place, move, end, silence, revoke, lapse."""
+        """What there is to do: place, move, end, silence, mute, revoke, lapse."""
         row = await db.one(
             f"SELECT EXISTS (SELECT 1 {_WANTED}) AS place, EXISTS (SELECT 1 {_HOMELESS}) AS move, EXISTS (SELECT 1 {_POINTLESS}) AS end,"
-            f" EXISTS (SELECT 1 {_SILENT}) AS silence, EXISTS (SELECT 1 {_GROUNDLESS}) AS revoke, EXISTS (SELECT 1 {_LAPSED}) AS lapse"
+            f" EXISTS (SELECT 1 {_SILENT}) AS silence, EXISTS (SELECT 1 {_MUTED}) AS mute, EXISTS (SELECT 1 {_GROUNDLESS}) AS revoke, EXISTS (SELECT 1 {_LAPSED}) AS lapse"
         )
         return {name for name, is_due in (row or {}).items() if is_due}
 
@@ -111,8 +114,8 @@ class Store:
         for session in new:
             if await tx.execute(
                 "INSERT INTO session (session_id, version, agency_id, camera_id, officer_id, emergency_id, epoch, relay_id, state,"
-                " degraded, created_at, live_at, last_media_at, ended_at, end_cause, gaps, token, traceparent)"
-                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                " degraded, created_at, live_at, last_media_at, ended_at, end_cause, gaps, token, traceparent, audio_muted, not_kept_at)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
                 [getattr(session, each.name) if each.name != "gaps" else [] for each in fields(Session)],
             ):
                 added.append(session)
@@ -122,10 +125,10 @@ class Store:
         """Write the next state of sessions that the caller has locked."""
         await tx.many(
             "UPDATE session SET version = %s, relay_id = %s, state = %s, degraded = %s, live_at = %s, last_media_at = %s, ended_at = %s,"
-            " end_cause = %s, gaps = %s WHERE session_id = %s",
+            " end_cause = %s, gaps = %s, audio_muted = %s, not_kept_at = %s WHERE session_id = %s",
             [
                 (s.version, s.relay_id, s.state, s.degraded, s.live_at, s.last_media_at, s.ended_at, s.end_cause,
-                 [Range(since, until) for since, until in s.gaps], s.session_id)
+                 [Range(since, until) for since, until in s.gaps], s.audio_muted, s.not_kept_at, s.session_id)
                 for s in changed
             ],
         )  # fmt: skip
@@ -169,20 +172,25 @@ class Store:
         """Sessions that have had no media for too long; locked."""
         return await self._sessions(tx, _SILENT + _AT_ONCE, lock=_WHO_IS_FREE)
 
+    async def muted(self, tx: Transaction) -> list[tuple[Session, bool]]:
+        """Sessions whose camera reports another state of its microphone, with that; locked."""
+        rows = await tx.all(f"SELECT {_SESSION}, c.audio_muted AS is_muted {_MUTED}{_AT_ONCE} FOR UPDATE OF s{_WHO_IS_FREE}")
+        return [(_session({k: v for k, v in row.items() if k != "is_muted"}), row["is_muted"]) for row in rows]
+
     async def _sessions(
         self, tx: Transaction, query: LiteralString, parameters: Sequence[object] = (), lock: LiteralString = ""
     ) -> list[Session]:
         return [_session(row) for row in await tx.all(f"SELECT {_SESSION} {query} FOR UPDATE OF s{lock}", list(parameters))]
 
-    async def still_live(self, db: Statements, heard: Sequence[tuple[str, datetime]]) -> set[str]:
-        """Note fresh media of sessions about which nothing else changes; returns those."""
+    async def still_live(self, db: Statements, heard: Sequence[tuple[str, datetime]]) -> dict[str, bool]:
+        """Note fresh media of sessions about which nothing else changes; returns those, and whether they are muted."""
         rows = await db.all(
             f"UPDATE session s SET last_media_at = greatest(s.last_media_at, n.at) FROM {NOT_DURABLE},"
             " unnest(%s::uuid[], %s::timestamptz[]) AS n (id, at) WHERE s.session_id = n.id AND s.state = 'LIVE' AND NOT s.degraded"
-            " AND n.at > now() - interval '2 s' RETURNING s.session_id::text",
+            " AND n.at > now() - interval '2 s' RETURNING s.session_id::text, s.audio_muted",
             [[session_id for session_id, _ in heard], [at for _, at in heard]],
         )
-        return {row["session_id"] for row in rows}
+        return {row["session_id"]: row["audio_muted"] for row in rows}
 
     async def of_emergency(self, db: Statements, emergency_id: str, agency_id: str) -> list[Session]:
         """The sessions that were begun for an emergency, and those that its officers' cameras had when it began; the newest first."""

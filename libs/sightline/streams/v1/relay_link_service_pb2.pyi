@@ -32,6 +32,7 @@ class ReportRequest(_message.Message):
     VIEW_URL_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
+    NOT_KEPT_FIELD_NUMBER: _builtins.int
     relay_id: _builtins.str
     """The relay."""
     ingest_url: _builtins.str
@@ -44,6 +45,10 @@ class ReportRequest(_message.Message):
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionReport]:
         """Its sessions that have media now, or whose media has ended since the last report."""
 
+    @_builtins.property
+    def not_kept(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sessions whose media had no room on the relay's disk since the last report."""
+
     def __init__(
         self,
         *,
@@ -52,10 +57,11 @@ class ReportRequest(_message.Message):
         view_url: _builtins.str = ...,
         draining: _builtins.bool = ...,
         sessions: _abc.Iterable[Global___SessionReport] | None = ...,
+        not_kept: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "ingest_url", b"ingest_url", "relay_id", b"relay_id", "sessions", b"sessions", "view_url", b"view_url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "ingest_url", b"ingest_url", "not_kept", b"not_kept", "relay_id", b"relay_id", "sessions", b"sessions", "view_url", b"view_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -95,16 +101,29 @@ Global___SessionReport: _TypeAlias = SessionReport  # noqa: Y015
 
 @_typing.final
 class ReportResponse(_message.Message):
-    """ReportResponse is empty."""
+    """ReportResponse says what the relay has to know of the sessions that it reported."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    OVER_FIELD_NUMBER: _builtins.int
+    MUTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def over(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that are over, or at another relay: their cameras are cut off here."""
+
+    @_builtins.property
+    def muted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those whose camera's microphone is off: viewers are told."""
+
     def __init__(
         self,
+        *,
+        over: _abc.Iterable[_builtins.str] | None = ...,
+        muted: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["muted", b"muted", "over", b"over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -155,6 +155,8 @@ class Session(_message.Message):
     ENDED_AT_FIELD_NUMBER: _builtins.int
     END_CAUSE_FIELD_NUMBER: _builtins.int
     GAPS_FIELD_NUMBER: _builtins.int
+    AUDIO_MUTED_FIELD_NUMBER: _builtins.int
+    NOT_KEPT_AT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session and its recording."""
     version: _builtins.int
@@ -177,6 +179,8 @@ class Session(_message.Message):
     """Live, but no media for 3 seconds."""
     end_cause: Global___SessionEndCause.ValueType
     """With ENDED: why."""
+    audio_muted: _builtins.bool
+    """The camera's microphone is off, by its last report."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was ordered."""
@@ -197,6 +201,10 @@ class Session(_message.Message):
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionGap]:
         """Interruptions that are over; the first hundred."""
 
+    @_builtins.property
+    def not_kept_at(self) -> _timestamp_pb2.Timestamp:
+        """When a relay last had no room for its media: what the camera sent then is not kept, and somebody has to make room."""
+
     def __init__(
         self,
         *,
@@ -216,10 +224,12 @@ class Session(_message.Message):
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         end_cause: Global___SessionEndCause.ValueType = ...,
         gaps: _abc.Iterable[Global___SessionGap] | None = ...,
+        audio_muted: _builtins.bool = ...,
+        not_kept_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "last_media_at", b"last_media_at", "live_at", b"live_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "last_media_at", b"last_media_at", "live_at", b"live_at", "not_kept_at", b"not_kept_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "camera_id", b"camera_id", "created_at", b"created_at", "degraded", b"degraded", "emergency_id", b"emergency_id", "end_cause", b"end_cause", "ended_at", b"ended_at", "epoch", b"epoch", "gaps", b"gaps", "last_media_at", b"last_media_at", "live_at", b"live_at", "officer_id", b"officer_id", "relay_id", b"relay_id", "session_id", b"session_id", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "audio_muted", b"audio_muted", "camera_id", b"camera_id", "created_at", b"created_at", "degraded", b"degraded", "emergency_id", b"emergency_id", "end_cause", b"end_cause", "ended_at", b"ended_at", "epoch", b"epoch", "gaps", b"gaps", "last_media_at", b"last_media_at", "live_at", b"live_at", "not_kept_at", b"not_kept_at", "officer_id", b"officer_id", "relay_id", b"relay_id", "session_id", b"session_id", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

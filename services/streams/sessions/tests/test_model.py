@@ -78,6 +78,16 @@ def test_what_is_stored_of_live_media_is_no_new_version() -> None:
     assert live(1).heard(after(2), stopped=False, now=after(2)).version == live(1).version
 
 
+def test_what_is_muted_or_not_kept_is_told_but_not_again_and_again() -> None:
+    muted = NEW.muted(is_muted=True)
+    assert (muted.audio_muted, muted.version) == (True, 2)
+    assert muted.muted(is_muted=True) is muted
+    lost = muted.not_kept(after(1))
+    assert (lost.not_kept_at, lost.version) == (after(1), 3)
+    assert lost.not_kept(after(10)) is lost
+    assert lost.not_kept(after(60)).version == 4
+
+
 def test_a_grant_is_redeemed_once_in_time_and_not_after_its_end() -> None:
     redeemed = GRANT.redeemed("a", after(5))
     assert (redeemed.redeemed_at, redeemed.lease_until) == (after(5), after(5) + LEASE)

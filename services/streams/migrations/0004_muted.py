@@ -1,0 +1,15 @@
+"""What viewers and others have to know of a session: the microphone is off, or there was no room for its media."""
+
+from alembic import op
+
+revision = "streams_0004"
+down_revision = "streams_0003"
+
+
+def upgrade() -> None:
+    """Add columns that older code leaves alone."""
+    op.execute("""
+ALTER TABLE camera ADD COLUMN audio_muted boolean NOT NULL DEFAULT false;
+ALTER TABLE session ADD COLUMN audio_muted boolean NOT NULL DEFAULT false;
+ALTER TABLE session ADD COLUMN not_kept_at timestamptz;
+""")
