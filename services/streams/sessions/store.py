@@ -94,7 +94,8 @@ class Store:
         """What there is to do: place, move, end, silence, mute, revoke, lapse."""
         row = await db.one(
             f"SELECT EXISTS (SELECT 1 {_WANTED}) AS place, EXISTS (SELECT 1 {_HOMELESS}) AS move, EXISTS (SELECT 1 {_POINTLESS}) AS end,"
-            f" EXISTS (SELECT 1 {_SILENT}) AS silence, EXISTS (SELECT 1 {_MUTED}) AS mute, EXISTS (SELECT 1 {_GROUNDLESS}) AS revoke, EXISTS (SELECT 1 {_LAPSED}) AS lapse"
+            f" EXISTS (SELECT 1 {_SILENT}) AS silence, EXISTS (SELECT 1 {_MUTED}) AS mute,"
+            f" EXISTS (SELECT 1 {_GROUNDLESS}) AS revoke, EXISTS (SELECT 1 {_LAPSED}) AS lapse"
         )
         return {name for name, is_due in (row or {}).items() if is_due}
 
