@@ -11,6 +11,7 @@ class Line:
     name: str
     count: int
     p50: float
+    p95: float
     p99: float
     max: float
 
@@ -22,7 +23,7 @@ def line(name: str, milliseconds: Sequence[float]) -> Line:
     def at(share: float) -> float:
         return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
-    return Line(name, len(ordered), at(0.5), at(0.99), at(1.0))
+    return Line(name, len(ordered), at(0.5), at(0.95), at(0.99), at(1.0))
 
 
 # The distances that both the floor and the real path report, all from when the press was due.

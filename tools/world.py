@@ -211,7 +211,7 @@ class World:
     async def watch(self, emergency_id: str, camera_id: str, desk: Desk | None = None) -> Viewer:
         """A viewer of a camera, to be entered."""
         given = await self.grant(emergency_id, camera_id, desk)
-        return Viewer(given.view_url, given.token, given.grant.grant_id)
+        return Viewer(given.view_url, given.token, given.grant.grant_id, ca=self.stack.ca.certificate)
 
     async def outcome(self, emergency_id: str, *, epoch: int = 1, without: tuple[str, ...] = ("REQUESTED",)) -> dict[str, ActivationResult]:
         """Results by camera, once there are some and none is in a state of `without`."""

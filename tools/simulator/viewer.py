@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import json
+import ssl
 import struct
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -44,6 +46,7 @@ class Viewer:
     close_code: int | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
     closed_at: float = 0.0  # of time.monotonic()
+    ca: Path | None = None  # whom a relay's certificate must be from, if it has one
     reads: bool = True  # False: takes nothing, and says nothing, until it is left
 
     async def __aenter__(self) -> Self:
@@ -56,10 +59,11 @@ class Viewer:
             await self._watching
 
     async def _watch(self) -> None:
+        tls = ssl.create_default_context(cafile=self.ca) if self.view_url.startswith("wss:") else True
         try:
             async with (
                 aiohttp.ClientSession() as client,
-                client.ws_connect(f"{self.view_url}/v1/view", max_msg_size=_MAX_MESSAGE) as socket,
+                client.ws_connect(f"{self.view_url}/v1/view", max_msg_size=_MAX_MESSAGE, ssl=tls) as socket,
             ):
                 await socket.send_json({"token": self.token})
                 if not self.reads:
