@@ -11,6 +11,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 from sightline.streams.v1 import session_service_pb2 as pb
 from sightline.streams.v1.session_pb2 import SessionState
+from testkit.trial.rig import Rig
 
 from tools.desk import fetch_token
 from tools.local.browser import chromium
@@ -174,6 +175,22 @@ async def test_a_frozen_picture_never_looks_live(world: World, someone: Someone,
     await seat.paints(3)
     await seat.state("live", "delayed")
     assert not await seat.page.is_visible("#cover")
+
+
+async def test_the_page_sees_on_after_its_relay_was_killed(world: World, someone: Someone, stack: Stack, sit: Sit) -> None:
+    officer = await world.duty(someone())
+    (camera_id,) = officer.camera_ids
+    pressed = await world.press(officer.radio)
+    seat = await sit(pressed.emergency_id, camera_id)
+    await seat.paints(3)
+    session = await world.session(pressed.emergency_id, LIVE)
+    async with Rig(stack) as rig:
+        await rig.kill(f"relay-{session.relay_id}")
+        await seat.paints(10)
+        await seat.state("live", "delayed")
+    assert len(await _grants(seat)) >= 2  # the first one died with the relay
+    assert set(await seat.heads()) <= set(_kept(stack, session.session_id))
+    await seat.page.wait_for_selector("#proof[data-fits=yes]:has-text('received as they were kept')", timeout=_WITHIN_MS)
 
 
 async def test_a_microphone_that_is_off_is_shown(world: World, someone: Someone, sit: Sit) -> None:
