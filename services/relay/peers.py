@@ -31,9 +31,10 @@ _WITHIN_S, _REPORT_S, _RENEW_S, _RETRY_S = 2.0, 1.0, 10.0, 0.5
 _GRACE_S = 60.0
 # What was served and cannot be told waits; beyond this the oldest is only in our log.
 _USES_AT_MOST, _USES_AT_ONCE = 100_000, 500
-_NAMES_AT_ONCE = 1000  # a request has at most 64 KiB
+_NAMES_AT_ONCE, _SEGMENTS_AT_ONCE = 1000, 400  # a request has at most 64 KiB
 _REDEEMING_AT_ONCE = 8
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{20,200}")
+_RECORDING = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class StreamsLink:
@@ -194,7 +195,8 @@ class EvidenceLink:
 
     async def deletions(self, recordings: Sequence[str]) -> Sequence[Deletion]:
         """What shall be deleted of what is here, or should be."""
-        request = shelf_pb.ListDeletionsRequest(relay_id=self._relay_id, recording_ids=recordings)
+        names = [name for name in recordings if _RECORDING.fullmatch(name)]  # a disk may have folders of its own
+        request = shelf_pb.ListDeletionsRequest(relay_id=self._relay_id, recording_ids=names)
         answer = await _ask_surely(self._stub.ListDeletions, request)
         return [
             Deletion(each.recording_id, {head.segment_id: (head.piece, head.chain.hex()) for head in each.heads})
@@ -203,8 +205,9 @@ class EvidenceLink:
 
     async def confirm(self, recording_id: str, deleted: Sequence[Deleted]) -> None:
         """It has been, or why not."""
-        request = shelf_pb.ConfirmDeletionRequest(relay_id=self._relay_id, recording_id=recording_id, segments=map(_to_deleted, deleted))
-        await _ask_surely(self._stub.ConfirmDeletion, request)
+        for some in _batches(deleted, _SEGMENTS_AT_ONCE) or [[]]:
+            request = shelf_pb.ConfirmDeletionRequest(relay_id=self._relay_id, recording_id=recording_id, segments=map(_to_deleted, some))
+            await ask(self._stub.ConfirmDeletion, request, _WITHIN_S)
 
 
 def _to_deleted(deleted: Deleted) -> shelf_pb.DeletedSegment:
@@ -219,8 +222,8 @@ def _to_deleted(deleted: Deleted) -> shelf_pb.DeletedSegment:
     )
 
 
-def _batches(items: Sequence[T]) -> list[Sequence[T]]:
-    return [items[at : at + _NAMES_AT_ONCE] for at in range(0, len(items), _NAMES_AT_ONCE)]
+def _batches(items: Sequence[T], at_once: int = _NAMES_AT_ONCE) -> list[Sequence[T]]:
+    return [items[at : at + at_once] for at in range(0, len(items), at_once)]
 
 
 async def _either(event: asyncio.Event, within_s: float) -> None:

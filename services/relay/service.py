@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from chassis import telemetry
 from chassis.clock import Clock
-from chassis.errors import AlreadyExists, InvalidRequest, Unavailable
+from chassis.errors import AlreadyExists, InvalidRequest, SightlineError, Unavailable
 from chassis.identity import Machine
 from chassis.recent import Recent
 from media.chain import End, Entry, Name
@@ -229,7 +229,12 @@ class RelayService:
         there = await self._on_disk(self._shelf.recordings)
         for some in [there[at : at + _ASK_AT_ONCE] for at in range(0, len(there), _ASK_AT_ONCE)] or [[]]:
             for deletion in await keeper.deletions(some):
-                await self._delete(deletion, keeper)
+                try:
+                    await self._delete(deletion, keeper)
+                except Unavailable:
+                    raise
+                except (SightlineError, OSError) as error:  # the others go on
+                    telemetry.log().error("cannot be deleted", recording=deletion.recording_id, error=str(error))
 
     async def _delete(self, deletion: Deletion, keeper: Keeper) -> None:
         """The media first, then the word of it, then the index: whatever dies in between, the chain of what was deleted is told."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from chassis.clock import SystemClock
-from chassis.errors import AlreadyExists, InvalidRequest, Unavailable
+from chassis.errors import AlreadyExists, InvalidRequest, NotFound, Unavailable
 from chassis.identity import Machine
 from media.chain import End, Entry, Name, link
 from media.files import FileSegment, FileShelf, StorageFull
@@ -373,7 +373,7 @@ class Keep:
         self.wanted = wanted
         self.asked: list[str] = []
         self.confirmed: list[tuple[str, Sequence[Deleted]]] = []
-        self.away = False
+        self.away, self.refuses = False, ""
 
     async def deletions(self, recordings: Sequence[str]) -> Sequence[Deletion]:
         self.asked += recordings
@@ -382,6 +382,8 @@ class Keep:
     async def confirm(self, recording_id: str, deleted: Sequence[Deleted]) -> None:
         if self.away:
             raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "away")
+        if recording_id == self.refuses:
+            raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "no such recording")
         self.confirmed.append((recording_id, deleted))
 
 
@@ -409,6 +411,16 @@ async def test_what_shall_go_goes_and_its_chain_is_told_even_after_a_crash(shelf
         [("0001-live", Fate.DELETED, head), ("0002-late", Fate.DELETED, kept[Name("s1", "0002-late")]), ("0009-live", Fate.MISSING, None)],
     )
     assert shelf.recordings() == ["s2"]
+
+
+async def test_one_that_cannot_be_deleted_does_not_keep_the_others(shelf: FileShelf, service: RelayService) -> None:
+    for name in ("s1", "s2"):
+        _kept(shelf, Name(name, "0001-live"))
+    keeper = Keep(Deletion("s1", {}), Deletion("s2", {}))
+    keeper.refuses = "s1"
+    await service.retire(keeper)
+    assert [recording_id for recording_id, _ in keeper.confirmed] == ["s2"]
+    assert shelf.recordings() == ["s1"]
 
 
 async def test_what_is_not_what_was_published_is_not_deleted(shelf: FileShelf, service: RelayService) -> None:
