@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from chassis.rpc import connect, with_trace
+from sightline.audit.v1.audit_service_pb2_grpc import AuditServiceStub
 from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceStub
 from sightline.evidence.v1.evidence_service_pb2_grpc import EvidenceServiceStub
 from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
@@ -40,6 +41,7 @@ class Desk:
         self.emergency = EmergencyServiceStub(self._channels["emergency"])
         self.streams = StreamServiceStub(self._channels["streams"])
         self.sessions = SessionServiceStub(self._channels["streams"])
+        self.audit = AuditServiceStub(self._channels["audit"])
         self.evidence = EvidenceServiceStub(self._channels["evidence"])
 
     def metadata(self) -> Any:

@@ -11,8 +11,9 @@ from typing import BinaryIO
 
 from chassis.bus import client_config
 from chassis.settings import KafkaSettings
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from contracts.topics import MEDIA_CHAIN
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 from media.chain import Verdict
 from media.files import verify_file
@@ -117,22 +118,34 @@ def published(kafka: KafkaSettings, recording_id: str, bar: Progress) -> Iterato
         consumer.assign([TopicPartition(MEDIA_CHAIN.name, number, low) for number, (low, high) in spans.items() if high > low])
         waiting = {number for number, (low, high) in spans.items() if high > low}
         while waiting:
-            for message in consumer.consume(500, timeout=_BROKER_S):
-                number, offset = message.partition() or 0, message.offset() or 0
-                if message.error() is None and offset < spans[number][1]:
+            messages = consumer.consume(500, timeout=_BROKER_S)
+            if not messages:
+                raise Unreadable(f"Kafka at {kafka.bootstrap} is silent; what was written is not all")
+            for message in messages:
+                number, offset, error = message.partition() or 0, message.offset() or 0, message.error()
+                if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                    raise Unreadable(f"Kafka at {kafka.bootstrap}: {error}; what was written is not all")
+                if error is None and offset < spans[number][1]:
                     bar.advance(task)
-                    head = ChainHead.FromString(message.value() or b"")
-                    if recording_id in ("", head.recording_id):
+                    if (head := _head(message.value())) is not None and recording_id in ("", head.recording_id):
                         yield {
                             "recording_id": head.recording_id, "segment_id": head.segment_id, "piece": head.piece,
                             "chain": head.chain.hex(), "received_at": head.received_at.ToJsonString(),
                         }  # fmt: skip
-                if message.error() is not None or offset + 1 >= spans[number][1]:
+                if error is not None or offset + 1 >= spans[number][1]:
                     waiting.discard(number)
     except KafkaException as error:
         raise Unreadable(f"Kafka at {kafka.bootstrap} does not answer: {error}") from error
     finally:
         consumer.close()
+
+
+def _head(value: bytes | None) -> ChainHead | None:
+    """A record; None for one that is none, which every topic may have."""
+    try:
+        return ChainHead.FromString(value or b"")
+    except DecodeError:
+        return None
 
 
 async def kept(desk: Desk, recording_id: str) -> GetRecordingResponse:

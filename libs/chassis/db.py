@@ -316,3 +316,9 @@ def migrate(url: str, schema: str, versions: Path) -> None:
             "REVOKE ALL ON {0}.alembic_version FROM {0}",
         ):
             connection.execute(sql.SQL(statement).format(name))
+        # What a migration comments as append-only the role that runs the service cannot change.
+        for (table,) in connection.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace AND obj_description(oid, 'pg_class') = 'append-only'",
+            [schema],
+        ).fetchall():
+            connection.execute(sql.SQL("REVOKE UPDATE, DELETE, TRUNCATE ON {0}.{1} FROM {0}").format(name, sql.Identifier(table)))

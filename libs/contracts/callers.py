@@ -20,6 +20,7 @@ _REGISTRY = "/sightline.registry.v1.RegistryService/"
 _EMERGENCY = "/sightline.emergency.v1.EmergencyService/"
 _STREAMS = "/sightline.streams.v1.StreamService/"
 _SESSIONS = "/sightline.streams.v1.SessionService/"
+_AUDIT = "/sightline.audit.v1.AuditService/"
 _EVIDENCE = "/sightline.evidence.v1.EvidenceService/"
 _SHELF = "/sightline.evidence.v1.ShelfLinkService/"
 _RELAY = "/sightline.streams.v1.RelayLinkService/"
@@ -55,10 +56,14 @@ ALLOWED: Mapping[str, Allowed] = {
     _SESSIONS + "WatchCamera": _people("supervisor", "analyst"),
     _SESSIONS + "ExtendGrant": _people("supervisor", "analyst"),
     _SESSIONS + "RevokeGrant": _people("supervisor"),
+    _AUDIT + "GetLog": _people("auditor", "supervisor", "admin"),
+    _AUDIT + "GetEntry": _people("auditor"),
+    _AUDIT + "SearchEntries": _people("auditor"),
+    _AUDIT + "ProveConsistency": _people("auditor", "supervisor", "admin"),
     _EVIDENCE + "ListRecordings": _people("supervisor", "analyst", "auditor", "admin"),
     _EVIDENCE + "GetRecording": _people("supervisor", "analyst", "auditor", "admin"),
     _EVIDENCE + "PlaceHold": _people("supervisor", "analyst", "auditor"),
-    _EVIDENCE + "ReleaseHold": _people("supervisor"),
+    _EVIDENCE + "ReleaseHold": _people("supervisor", "admin"),
     _EVIDENCE + "SetRetention": _people("admin"),
     _EVIDENCE + "GetRetention": _people("supervisor", "analyst", "auditor", "admin"),
     _SHELF + "ListDeletions": _machines("service"),

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from chassis.bus import Topic
 from sightline.activation.v1.activation_pb2 import ActivationDecision, ActivationResult, DecisionRejection
+from sightline.audit.v1.leaf_pb2 import AuditCheckpoint
 from sightline.audit.v1.record_pb2 import AuditRecord
 from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.emergency.v1.emergency_pb2 import EmergencyEvent
@@ -55,10 +56,14 @@ AUDIT_RECORD = Topic(
     "sightline.audit.record.v1", AuditRecord, "producer", "every service", ("audit",),
     6, timedelta(days=7),
 )  # fmt: skip
+AUDIT_CHECKPOINT = Topic(
+    "sightline.audit.checkpoint.v1", AuditCheckpoint, "the log", "audit", ("agencies",),
+    1, timedelta(days=365),
+)  # fmt: skip
 
 TOPICS = (
     REGISTRY_DUTY, EMERGENCY_EVENT, ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, STREAM_SESSION, STREAM_GRANT, MEDIA_CHAIN,
-    EVIDENCE_RECORDING, AUDIT_RECORD,
+    EVIDENCE_RECORDING, AUDIT_RECORD, AUDIT_CHECKPOINT,
 )  # fmt: skip
 
 

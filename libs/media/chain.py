@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import BinaryIO
 
 VERSION = 1
+_CHAIN, _TOO_LARGE = re.compile(r"[0-9a-f]{64}"), 2**63
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,20 @@ def parse_head(text: bytes) -> Name:
     return Name(str(content["recording_id"]), str(content["segment_id"]))
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < _TOO_LARGE
+
+
 def parse_line(text: bytes) -> Entry | End:
     """A further line; ValueError if it is none."""
     content = json.loads(text)
     if not isinstance(content, dict):
         raise ValueError("not an entry")
     numbers = {name: value for name, value in content.items() if name not in ("chain", "kind", "end")}
-    if not all(isinstance(value, int) or (value is None and name == "captured_ms") for name, value in numbers.items()):
+    if not all(_is_number(value) or (value is None and name == "captured_ms") for name, value in numbers.items()):
         raise ValueError("not an entry: a number is none")
+    if not _CHAIN.fullmatch(str(content.get("chain"))):
+        raise ValueError("not an entry: the chain's value is none")
     try:
         return End(**content) if "end" in content else Entry(**content)
     except TypeError as error:

@@ -169,7 +169,9 @@ class FileShelf:
 
     def segments(self, recording_id: str) -> list[Name]:
         """The segments of a recording, in order of their names."""
-        return sorted((Name(recording_id, path.stem) for path in (self._folder / recording_id).glob("*.jsonl")), key=str)
+        files = (self._folder / recording_id).iterdir() if (self._folder / recording_id).exists() else ()
+        stems = {path.stem for path in files if path.suffix in (".mp4", ".jsonl")}  # one without the other is something too
+        return [Name(recording_id, stem) for stem in sorted(stems)]
 
     def verify(self, name: Name, anchors: Mapping[int, str] | None = None) -> Verdict:
         """Recompute a segment's chain from its bytes."""
@@ -218,7 +220,7 @@ class FileShelf:
         """After a crash: end the segments that have no end, without what was written in part; returns them with their last piece."""
         found = []
         for media in self._folder.glob("*/*.mp4"):
-            if not media.with_suffix(".jsonl").exists():
+            if media.stat().st_size == 0 and not media.with_suffix(".jsonl").exists():
                 media.unlink()  # we died between the two files: nothing was kept yet
         for index in sorted(self._folder.glob("*/*.jsonl")):
             if recovered := _recover(index):
@@ -241,7 +243,9 @@ def _recover(index: Path) -> tuple[Name, Entry | None] | None:
     if _has_end(index):
         return None
     media = index.with_suffix(".mp4")
-    size = media.stat().st_size if media.exists() else 0
+    if not media.exists():
+        return None  # it was deleted, and the index waits to be told of
+    size = media.stat().st_size
     try:
         name, last, kept, ended = _read_index(index, size)
     except (ValueError, KeyError):

@@ -38,7 +38,12 @@ class Frontier:
     @classmethod
     def of(cls, node: Node, size: int) -> "Frontier":
         """The edge of a stored tree."""
-        return cls(size, [node(level, index) for level, index in _cover(0, size)])
+        return cls(size, [node(level, index) for level, index in cls.names(size)])
+
+    @staticmethod
+    def names(size: int) -> list[tuple[int, int]]:
+        """The subtrees at the edge of a tree, as (level, index)."""
+        return list(_cover(0, size))
 
     def append(self, hashed: bytes) -> Iterator[tuple[int, int, bytes]]:
         """Add a leaf's hash; returns what is complete now, leaf first, as (level, index, hash)."""

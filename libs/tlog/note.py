@@ -35,7 +35,7 @@ class Signature:
 
 
 @dataclass(frozen=True)
-class Note:
+class SignedNote:
     """Text, which ends with a newline, and its signatures."""
 
     text: str
@@ -46,7 +46,7 @@ class Note:
         return f"{self.text}\n{''.join(lines)}"
 
     @classmethod
-    def parse(cls, content: str) -> "Note":
+    def parse(cls, content: str) -> "SignedNote":
         """NoteError if it is no note."""
         text, separator, rest = content.rpartition("\n\n")
         lines = rest.split("\n")
@@ -56,9 +56,9 @@ class Note:
             raise NoteError("a signed note has no control characters")
         return cls(text + "\n", tuple(_signature(line) for line in lines))
 
-    def signed(self, *more: Signature) -> "Note":
+    def signed(self, *more: Signature) -> "SignedNote":
         """The same with more signatures."""
-        return Note(self.text, (*self.signatures, *more))
+        return SignedNote(self.text, (*self.signatures, *more))
 
 
 def _signature(line: str) -> Signature:
@@ -107,7 +107,7 @@ class Verifier:
             raise NoteError(f"no key, or its id is another's: {text[:80]!r}")
         return found
 
-    def check(self, note: Note) -> int:
+    def check(self, note: SignedNote) -> int:
         """NoteError unless the note has a signature of this key that fits. Returns the time of a cosignature in seconds, else 0."""
         there = [s for s in note.signatures if (s.name, s.key_id) == (self.name, self.key_id)]
         if not there:
@@ -171,7 +171,7 @@ class Checkpoint:
 
 def open_checkpoint(content: str, log: Verifier, witnesses: Iterable[Verifier] = (), quorum: int = 0) -> tuple[Checkpoint, dict[str, int]]:
     """A checkpoint that its log has signed, and which of the witnesses saw it when; NoteError if fewer than the quorum did."""
-    note = Note.parse(content)
+    note = SignedNote.parse(content)
     log.check(note)
     seen: dict[str, int] = {}
     for witness in witnesses:

@@ -1,10 +1,11 @@
 """The gRPC face of evidence: to people's desks, and to relays."""
 
+import re
 from datetime import UTC
 from typing import Any
 
 from chassis.clock import stamp
-from chassis.errors import InvalidRequest
+from chassis.errors import Forbidden, InvalidRequest
 from chassis.paging import page_cursor, page_token
 from chassis.rpc import caller
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
@@ -21,6 +22,7 @@ from services.evidence.service import EvidenceService
 
 _DEFAULT_PAGE = 50
 _RESULT = "DELETION_RESULT_"
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class EvidenceApi(EvidenceServiceServicer):
@@ -35,6 +37,8 @@ class EvidenceApi(EvidenceServiceServicer):
         state = RecordingState(WireState.Name(request.state).removeprefix("RECORDING_STATE_")) if request.state else None
         query = f"ListRecordings/{agency}/{request.emergency_id}/{state}"
         before = page_cursor(query, request.page_token)
+        if before and not _ID.fullmatch(before):
+            raise InvalidRequest(Reason.ERROR_REASON_PAGE_TOKEN_INVALID, "the page token is not one that this query gave")
         found = await self._service.list_recordings(agency, before, size, request.emergency_id, state)
         response = pb.ListRecordingsResponse(recordings=map(to_recording, found))
         if len(found) == size:
@@ -58,7 +62,7 @@ class EvidenceApi(EvidenceServiceServicer):
 
     async def ReleaseHold(self, request: pb.ReleaseHoldRequest, context: Any) -> pb.ReleaseHoldResponse:
         """End a hold."""
-        recording, hold = await self._service.release_hold(caller(), request.hold_id, request.note)
+        recording, hold = await self._service.release_hold(caller(), request.hold_id, request.note, although_open=request.although_open)
         return pb.ReleaseHoldResponse(recording=to_recording(recording), hold=to_hold(hold))
 
     async def SetRetention(self, request: pb.SetRetentionRequest, context: Any) -> pb.SetRetentionResponse:
@@ -78,12 +82,14 @@ class ShelfLinkApi(ShelfLinkServiceServicer):
 
     async def ListDeletions(self, request: link_pb.ListDeletionsRequest, context: Any) -> link_pb.ListDeletionsResponse:
         """What a relay shall delete."""
+        _check_is_relay()
         found = await self._service.deletions(request.relay_id, list(request.recording_ids))
         deletions = [link_pb.Deletion(recording_id=name, heads=map(_to_published, heads)) for name, heads in found.items()]
         return link_pb.ListDeletionsResponse(deletions=deletions)
 
     async def ConfirmDeletion(self, request: link_pb.ConfirmDeletionRequest, context: Any) -> link_pb.ConfirmDeletionResponse:
         """What became of a deletion."""
+        _check_is_relay()
         await self._service.confirm(request.relay_id, request.recording_id, [_deleted(each) for each in request.segments])
         return link_pb.ConfirmDeletionResponse()
 
@@ -92,10 +98,16 @@ def _to_published(segment: Segment) -> link_pb.PublishedHead:
     return link_pb.PublishedHead(segment_id=segment.segment_id, piece=segment.pieces - 1, chain=segment.chain)
 
 
+def _check_is_relay() -> None:
+    """Certificates name the service, not the replica."""
+    if caller().machine.id != "relay":
+        raise Forbidden(Reason.ERROR_REASON_CALLER_NOT_ALLOWED, "only relays delete")
+
+
 def _deleted(message: link_pb.DeletedSegment) -> Deleted:
+    result = DeletionResult(link_pb.DeletionResult.Name(message.result).removeprefix(_RESULT))
     try:
-        result = DeletionResult(link_pb.DeletionResult.Name(message.result).removeprefix(_RESULT))
-    except ValueError as error:
-        raise InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, f"segment {message.segment_id}: say what became of it") from error
-    deleted_at = message.deleted_at.ToDatetime(UTC) if message.HasField("deleted_at") else None
+        deleted_at = message.deleted_at.ToDatetime(UTC) if message.HasField("deleted_at") else None
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, f"segment {message.segment_id}: an impossible time") from error
     return Deleted(message.segment_id, result, message.pieces, message.bytes, message.chain, deleted_at)

@@ -1,7 +1,8 @@
 """Sessions, chain heads, activations and emergencies in, recordings out; protobuf <-> model."""
 
+import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from chassis.bus import Received, Record, parse
@@ -27,6 +28,9 @@ from services.evidence.model import Activated, Hold, KnownEmergency, Recording, 
 from services.evidence.service import EvidenceService
 
 _ID, _CHAIN, _NUMBER = 63, 32, 2**62  # characters of a name, bytes of a chain value, and a count, at the most
+_HOLDS_TOLD, _SEGMENTS_TOLD = 20, 1000  # in one event, which has at most 256 KiB
+_AHEAD = timedelta(days=1)  # a time that lies further in the future is none
+_SEGMENT, _RELAY = re.compile(r"[0-9]{4}-(live|pre|late)"), re.compile(r"[a-z0-9-]{1,63}")
 # Outcomes that hold nothing: the alarm was none, was a drill, or a real one has taken its place and holds by itself.
 _SPARES = (DISPOSITION_EXERCISE, DISPOSITION_FALSE_ACTIVATION, DISPOSITION_SUPERSEDED_BY_ACTUAL)
 
@@ -63,7 +67,10 @@ class RecordingAnnouncer:
 
     def announce(self, tx: Transaction, recording: Recording, holds: Sequence[Hold], segments: Sequence[Segment]) -> None:
         """Publish the snapshot with the transaction."""
-        event = pb.RecordingEvent(recording=to_recording(recording), holds=map(to_hold, holds), segments=map(to_segment, segments))
+        there = [hold for hold in holds if hold.released_at is None][-_HOLDS_TOLD:]
+        event = pb.RecordingEvent(
+            recording=to_recording(recording), holds=map(to_hold, there), segments=map(to_segment, segments[:_SEGMENTS_TOLD])
+        )
         key, subject = recording.recording_id.encode(), f"recordings/{recording.recording_id}"
         tx.emit(Record.of(EVIDENCE_RECORDING, key, event, source="evidence", subject=subject))
 
@@ -134,21 +141,33 @@ class HeadReader:
 
 def _head(head: ChainHead) -> Segment:
     _check_ids(head.recording_id)
-    _check_names(head.segment_id, head.relay_id)
+    if not _SEGMENT.fullmatch(head.segment_id) or not _RELAY.fullmatch(head.relay_id):
+        raise PoisonError("a chain head of no segment or of no relay")
     received_at = _time(head.received_at, head.HasField("received_at"))
     if received_at is None or len(head.chain) != _CHAIN or head.piece >= _NUMBER or head.bytes >= _NUMBER:
         raise PoisonError("a chain head without its time or value")
     return Segment(
         head.recording_id, head.segment_id, head.relay_id, head.piece + 1, head.bytes, head.chain, received_at,
-        _time(head.captured_from, head.HasField("captured_from")), _time(head.captured_at, head.HasField("captured_at")),
+        _captured(head.captured_from, head.HasField("captured_from")), _captured(head.captured_at, head.HasField("captured_at")),
     )  # fmt: skip
 
 
 def _time(at: Timestamp, there: bool) -> datetime | None:
     try:
-        return at.ToDatetime(UTC) if there else None
+        found = at.ToDatetime(UTC) if there else None
     except (ValueError, OverflowError) as error:
         raise PoisonError(f"an impossible time: {error}") from error
+    if found is not None and found > datetime.now(UTC) + _AHEAD:
+        raise PoisonError(f"a time in the future: {found}")
+    return found
+
+
+def _captured(at: Timestamp, there: bool) -> datetime | None:
+    """The camera's clock may say anything: what it cannot have been is not said."""
+    try:
+        return _time(at, there)
+    except PoisonError:
+        return None
 
 
 def _check_ids(*ids: str) -> None:

@@ -106,8 +106,8 @@ class Recording:
         return self if held == self.held else self._next(held=held)
 
     def due(self, now: datetime, grace: timedelta) -> "Recording":
-        """What the time makes of it."""
-        over = not self.held and self.retain_until <= now
+        """What the time makes of it; nothing while its session has not ended, for media may still come."""
+        over = not self.held and self.ended_at is not None and self.retain_until <= now
         if self.state == RecordingState.KEPT and over:
             return self._next(state=RecordingState.MARKED, delete_after=now + grace)
         if self.state == RecordingState.MARKED and not over:
@@ -144,6 +144,7 @@ class Segment:
     captured_from: datetime | None = None
     captured_until: datetime | None = None
     deleted_at: datetime | None = None
+    missing: bool = False  # its relay did not have it
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,12 @@ class Hold:
     released_by: bytes | None = None
     released_at: datetime | None = None
     release_note: str = ""
+    # Released because its emergency spares: should it turn out to have been real, it may be held again.
+    lapsed: bool = False
 
-    def released(self, by: bytes, at: datetime, note: str) -> "Hold":
+    def released(self, by: bytes, at: datetime, note: str, *, lapsed: bool) -> "Hold":
         """Not needed any more; the first release counts."""
-        return self if self.released_at else replace(self, released_by=by, released_at=at, release_note=note)
+        return self if self.released_at else replace(self, released_by=by, released_at=at, release_note=note, lapsed=lapsed)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from chassis import telemetry
 from chassis.audit import Audit, Entry
 from chassis.clock import Clock
 from chassis.db import Database, Statements, Transaction
-from chassis.errors import AlreadyExists, NotFound, WrongState
+from chassis.errors import AlreadyExists, Forbidden, NotFound, WrongState
 from chassis.identity import Caller
 from sightline.audit.v1.record_pb2 import AuditOutcome
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
@@ -32,6 +32,8 @@ from services.evidence.model import (
 _SYSTEM = Actor(kind=ActorKind.ACTOR_KIND_SERVICE, id="service/evidence", agency_id="platform")
 # A relay's recording that nobody told us of within this time is one that the database has lost.
 _UNKNOWN_AFTER = timedelta(hours=1)
+# A relay that does not confirm for so long has to be looked after.
+_STUCK_AFTER = timedelta(days=1)
 
 
 class Store(Protocol):
@@ -50,6 +52,8 @@ class Store(Protocol):
     async def gone(self, tx: Transaction, recording_id: str, relay_id: str, deleted: Sequence[Deleted], now: datetime) -> None: ...
     async def deletions(self, db: Statements, relay_id: str, ids: Sequence[str]) -> dict[str, list[Segment]]: ...
     async def unknown(self, db: Statements, ids: Sequence[str], before: datetime) -> list[str]: ...
+    async def stuck(self, db: Statements, before: datetime) -> int: ...
+    async def of_emergency(self, db: Statements, emergency_id: str) -> list[str]: ...
     async def holds(self, db: Statements, recording_id: str) -> list[Hold]: ...
     async def hold(self, db: Statements, hold_id: str) -> Hold | None: ...
     async def add_hold(self, tx: Transaction, hold: Hold) -> bool: ...
@@ -93,12 +97,13 @@ class EvidenceService:
             days = await self._store.days(tx, streamed.agency_id) or self._retention_days
             until = max(last) + timedelta(days=days)
             new = Recording.begin(streamed, until)
-            is_new = await self._store.add(tx, new)
-            if is_new:
+            known = None if await self._store.add(tx, new) else await self._store.recording(tx, streamed.recording_id)
+            if known is None:
                 await self._tell(tx, new)
-            elif (known := await self._store.recording(tx, streamed.recording_id)) is not None:
+            else:
                 await self._save(tx, known, known.streamed(streamed.ended_at, until))
-        if is_new or is_first:
+        # Committed before we look, as emergencies and activations are: whoever comes second sees the other.
+        if known is None or is_first or not known.held:
             await self._hold_for_emergencies(streamed.recording_id)
 
     async def take_heads(self, heads: Sequence[Segment]) -> None:
@@ -116,25 +121,32 @@ class EvidenceService:
         async with self._database.statements() as db:
             is_new = await self._store.keep_activated(db, activated)
             found = await self._store.overlapping(db, activated) if is_new or is_first else []
-        # Committed before we look, as recordings are: whoever comes second sees the other.
         for recording_id in found:
             await self._hold_for_emergencies(recording_id)
 
     async def take_emergency(self, known: KnownEmergency) -> None:
-        """An emergency has changed; a drill, and an alarm that was none, hold nothing."""
+        """An emergency has changed; a drill, and an alarm that was none, hold nothing. What counts is the newest that is known."""
         async with self._database.statements() as db:
             await self._store.keep_emergency(db, known)
-            found = await self._store.held_for(db, known.emergency_id) if known.spares else []
-        for hold in found:
-            await self._release(hold, _SYSTEM, "a drill, or an alarm that was none")
+            newest = await self._store.emergency(db, known.emergency_id) or known
+            lapsed = await self._store.held_for(db, known.emergency_id) if newest.spares else []
+            # A drill that turned out to be real has held nothing so far.
+            real = await self._store.of_emergency(db, known.emergency_id) if newest.cleared_at and not newest.spares else []
+        for hold in lapsed:
+            await self._release(hold, _SYSTEM, "a drill, or an alarm that was none", lapsed=True)
+        for recording_id in real:
+            await self._hold_for_emergencies(recording_id)
 
     async def _hold_for_emergencies(self, recording_id: str) -> None:
         async with self._database.transaction() as tx:
             recording = await self._store.recording(tx, recording_id)
-            if recording is None or not recording.can_be_held:
+            if recording is None or not (reasons := await self._store.reasons(tx, recording)):
+                return
+            if not recording.can_be_held:
+                telemetry.log().error("too late to hold", recording=recording_id, state=recording.state, emergencies=reasons)
                 return
             now, placed = self._clock.now(), False
-            for emergency_id in await self._store.reasons(tx, recording):
+            for emergency_id in reasons:
                 hold = Hold(str(uuid7()), recording_id, HoldReason.EMERGENCY, emergency_id, emergency_id, _SYSTEM.SerializeToString(), now)
                 if await self._store.add_hold(tx, hold):
                     placed = True
@@ -154,6 +166,9 @@ class EvidenceService:
                 for recording in found:
                     await self._advance(tx, recording, recording.due(now, self._grace), now)
             more = len(found) == limit
+        async with self._database.statements() as db:
+            if stuck := await self._store.stuck(db, self._clock.now() - _STUCK_AFTER):
+                telemetry.log().error("relays have not confirmed deletions for more than a day", recordings=stuck)
 
     async def _advance(self, tx: Transaction, before: Recording, after: Recording, now: datetime) -> None:
         if after.state == before.state:
@@ -179,18 +194,27 @@ class EvidenceService:
             return await self._store.deletions(db, relay_id, ids)
 
     async def confirm(self, relay_id: str, recording_id: str, deleted: Sequence[Deleted]) -> None:
-        """A relay has deleted, or has not: each segment becomes an audit record with its chain. Told again it changes nothing more."""
+        """A relay has deleted, or has not: each segment becomes an audit record with its chain. Told again it changes nothing more.
+
+        WrongState if nobody ordered it, unless it has been done: that is noted all the same.
+        """
         now = self._clock.now()
         async with self._database.transaction() as tx:
             recording = await self._store.recording(tx, recording_id)
             if recording is None:
                 raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "no such recording")
+            if recording.can_be_held:
+                # Another relay has something else than was published, and this one had its order before that was known.
+                deleted = [d for d in deleted if d.result == DeletionResult.DELETED]
+                if not deleted:
+                    raise WrongState(Reason.ERROR_REASON_NOT_FOUND, "nobody ordered this recording to be deleted")
+                telemetry.log().error("deleted while it was kept", recording=recording_id, relay=relay_id)
             before = {s.segment_id: s for s in await self._store.segments(tx, recording_id) if s.relay_id == relay_id}
             gone = [d for d in deleted if d.result != DeletionResult.DIFFERS]
             await self._store.gone(tx, recording_id, relay_id, gone, now)
             for each in deleted:
                 known = before.get(each.segment_id)
-                if known is None or known.deleted_at is None:
+                if known is None or known.deleted_at is None or (known.missing and each.result == DeletionResult.DELETED):
                     self._note_deletion(tx, recording, relay_id, each, known)
             if len(gone) < len(deleted):
                 return await self._dispute(tx, recording, [d.segment_id for d in deleted if d.result == DeletionResult.DIFFERS])
@@ -215,8 +239,9 @@ class EvidenceService:
         note = f"not what was published at the time: {', '.join(segments)}"
         telemetry.log().error("a recording is not what was published", recording=recording.recording_id, segments=segments)
         hold = Hold(str(uuid7()), recording.recording_id, HoldReason.INTEGRITY, note, None, _SYSTEM.SerializeToString(), self._clock.now())
-        await self._store.add_hold(tx, hold)
-        self._note(tx, recording, "hold.placed", _SYSTEM, {"hold": hold.hold_id, "reason": hold.reason, "note": note})
+        if not any(h.reason == HoldReason.INTEGRITY and h.released_at is None for h in await self._store.holds(tx, recording.recording_id)):
+            await self._store.add_hold(tx, hold)
+            self._note(tx, recording, "hold.placed", _SYSTEM, {"hold": hold.hold_id, "reason": hold.reason, "note": note})
         await self._save(tx, recording, recording.disputed())
 
     # --- what people ask -----------------------------------------------------------------------------------------
@@ -247,30 +272,36 @@ class EvidenceService:
                 raise WrongState(Reason.ERROR_REASON_RECORDING_DELETED, f"it is too late: the recording is {recording.state.lower()}")
             now = self._clock.now()
             hold = Hold(hold_id, recording_id, HoldReason.PERSON, note, None, caller.actor.SerializeToString(), now)
-            await self._store.add_hold(tx, hold)
+            if not await self._store.add_hold(tx, hold):  # placed for another recording in this moment
+                raise AlreadyExists(Reason.ERROR_REASON_ALREADY_EXISTS, "there is another hold of that id")
             self._note(tx, recording, "hold.placed", caller.actor, {"hold": hold_id, "reason": hold.reason, "note": note})
             return await self._save(tx, recording, recording.with_hold(held=True)), hold
 
-    async def release_hold(self, caller: Caller, hold_id: str, note: str) -> tuple[Recording, Hold]:
-        """A hold is not needed any more; WrongState while its emergency is open."""
+    async def release_hold(self, caller: Caller, hold_id: str, note: str, *, although_open: bool) -> tuple[Recording, Hold]:
+        """A hold is not needed any more; WrongState while its emergency is open, as far as we know.
+
+        `although_open` is for admins: the word that it was cleared may have been lost.
+        """
         async with self._database.statements() as db:
             hold = await self._store.hold(db, hold_id)
             if hold is None:
                 raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "no such hold")
             _seen(caller, await self._store.find(db, hold.recording_id), "hold")
             known = await self._store.emergency(db, hold.emergency_id) if hold.emergency_id else None
-        if hold.emergency_id and (known is None or known.cleared_at is None):
+        if although_open and not (caller.person and "admin" in caller.person.roles):
+            raise Forbidden(Reason.ERROR_REASON_CALLER_NOT_ALLOWED, "only an admin releases a hold whose emergency is not known to be over")
+        if hold.emergency_id and not although_open and (known is None or known.cleared_at is None):
             raise WrongState(Reason.ERROR_REASON_EMERGENCY_OPEN, "the hold is of an emergency that is open: clear it first")
         return await self._release(hold, caller.actor, note)
 
-    async def _release(self, hold: Hold, actor: Actor, note: str) -> tuple[Recording, Hold]:
+    async def _release(self, hold: Hold, actor: Actor, note: str, *, lapsed: bool = False) -> tuple[Recording, Hold]:
         async with self._database.transaction() as tx:
             recording = await self._store.recording(tx, hold.recording_id)
             holds = await self._store.holds(tx, hold.recording_id)  # as they are now that the recording is locked
             if recording is None:
                 raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "no such recording")
             there = next(each for each in holds if each.hold_id == hold.hold_id)
-            released = there.released(actor.SerializeToString(), self._clock.now(), note)
+            released = there.released(actor.SerializeToString(), self._clock.now(), note, lapsed=lapsed)
             if released is there:
                 return recording, there
             await self._store.save_hold(tx, released)

@@ -1,5 +1,6 @@
 """The SQL of recordings, segments and holds."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import astuple
 from datetime import datetime
@@ -7,23 +8,24 @@ from typing import LiteralString
 
 from chassis.db import Row, Statements, Transaction
 
-from services.evidence.model import Activated, Deleted, Hold, HoldReason, KnownEmergency, Recording, RecordingState, Segment
+from services.evidence.model import Activated, Deleted, DeletionResult, Hold, HoldReason, KnownEmergency, Recording, RecordingState, Segment
 
+_DELETIONS_AT_ONCE, _HEADS_AT_ONCE = 200, 10_000  # an answer has at most 4 MiB
 _RECORDING: LiteralString = (
     "r.recording_id::text, r.version, r.agency_id, r.camera_id, r.officer_id, r.emergency_id::text, r.began_at, r.ended_at, r.state,"
     " r.retain_until, r.held, r.delete_after, r.deleted_at"
 )
 _SEGMENT: LiteralString = (
     "s.recording_id::text, s.segment_id, s.relay_id, s.pieces, s.size, s.chain, s.received_at, s.captured_from, s.captured_until,"
-    " s.deleted_at"
+    " s.deleted_at, s.missing"
 )
 _HOLD: LiteralString = (
     "h.hold_id::text, h.recording_id::text, h.reason, h.note, h.emergency_id::text, h.placed_by, h.placed_at, h.released_by,"
-    " h.released_at, h.release_note"
+    " h.released_at, h.release_note, h.lapsed"
 )
 # What time may make another state of; `Recording.due` decides.
 _DUE: LiteralString = (
-    " FROM recording r WHERE r.state = 'KEPT' AND NOT r.held AND r.retain_until <= %(now)s"
+    " FROM recording r WHERE r.state = 'KEPT' AND NOT r.held AND r.ended_at IS NOT NULL AND r.retain_until <= %(now)s"
     " OR r.state = 'MARKED' AND (r.held OR r.retain_until > %(now)s OR r.delete_after <= %(now)s)"
     " ORDER BY r.recording_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED"
 )
@@ -48,14 +50,16 @@ WITH wanted AS (
 UPDATE recording r SET retain_until = greatest(r.retain_until, until) FROM wanted JOIN there USING (recording_id)
  WHERE r.recording_id = wanted.recording_id
 """
-# The emergency that a recording was begun for, and those that its camera was started for meanwhile; not drills and false alarms.
+# The emergency that a recording was begun for, and those that its camera was started for meanwhile; not drills and false alarms, nor
+# those whose hold is there, or was released by a person.
 _REASONS: LiteralString = """
 SELECT e.id::text FROM (
     SELECT %(emergency)s::uuid AS id
     UNION SELECT a.emergency_id FROM activated a LEFT JOIN known_emergency k USING (emergency_id)
      WHERE a.agency_id = %(agency)s AND a.camera_id = %(camera)s AND a.officer_id = %(officer)s
        AND a.since <= coalesce(%(ended_at)s::timestamptz, 'infinity') AND coalesce(k.cleared_at, 'infinity') >= %(began_at)s) e
-  LEFT JOIN known_emergency k ON k.emergency_id = e.id WHERE NOT coalesce(k.spares, false) ORDER BY 1
+  LEFT JOIN known_emergency k ON k.emergency_id = e.id WHERE NOT coalesce(k.spares, false)
+   AND NOT EXISTS (SELECT 1 FROM hold h WHERE h.recording_id = %(recording)s AND h.emergency_id = e.id AND NOT h.lapsed) ORDER BY 1
 """
 
 
@@ -115,7 +119,11 @@ class Store:
 
     async def keep_heads(self, tx: Transaction, heads: Sequence[Segment], default_days: int) -> None:
         """Note what was kept, in the order given, and move the ends of the recordings' time on."""
-        columns = [list(column) for column in zip(*(astuple(head)[:-1] for head in heads), strict=True)]
+        columns = [list(column) for column in zip(*(astuple(head)[:9] for head in heads), strict=True)]
+        # Recordings before their segments, as everywhere: the other order is a deadlock with a deletion's confirmation.
+        await tx.execute(
+            "SELECT 1 FROM recording WHERE recording_id = ANY(%s::uuid[]) ORDER BY recording_id FOR NO KEY UPDATE", [columns[0]]
+        )
         await tx.execute(_KEEP_HEADS, columns)
         await tx.execute(_MOVE_ON, [default_days, [h.recording_id for h in heads], [h.received_at for h in heads]])
 
@@ -127,12 +135,17 @@ class Store:
     async def gone(self, tx: Transaction, recording_id: str, relay_id: str, deleted: Sequence[Deleted], now: datetime) -> None:
         """Segments are not at their relay any more; what was deleted is noted as the relay had it."""
         await tx.many(
-            "INSERT INTO segment AS s (recording_id, segment_id, relay_id, pieces, size, chain, received_at, deleted_at)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (recording_id, segment_id, relay_id) DO UPDATE"
-            " SET deleted_at = coalesce(s.deleted_at, excluded.deleted_at), pieces = greatest(s.pieces, excluded.pieces),"
+            "INSERT INTO segment AS s (recording_id, segment_id, relay_id, pieces, size, chain, received_at, deleted_at, missing)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (recording_id, segment_id, relay_id) DO UPDATE"
+            " SET deleted_at = coalesce(s.deleted_at, excluded.deleted_at), missing = excluded.missing,"
+            " pieces = greatest(s.pieces, excluded.pieces),"
             " size = greatest(s.size, excluded.size), chain = CASE WHEN excluded.pieces > s.pieces THEN excluded.chain ELSE s.chain END",
-            [(recording_id, d.segment_id, relay_id, d.pieces, d.size, d.chain, now, d.deleted_at or now) for d in deleted],
-        )
+            [
+                (recording_id, d.segment_id, relay_id, d.pieces, d.size, d.chain, now, d.deleted_at or now,
+                 d.result == DeletionResult.MISSING)
+                for d in deleted
+            ],
+        )  # fmt: skip
 
     async def deletions(self, db: Statements, relay_id: str, ids: Sequence[str]) -> dict[str, list[Segment]]:
         """By recording, what a relay shall delete: of those that it names, and of those that it should have."""
@@ -140,17 +153,28 @@ class Store:
             "SELECT r.recording_id::text FROM recording r WHERE r.recording_id = ANY(%(ids)s::uuid[])"
             " AND r.state IN ('DELETING', 'DELETED')"
             " UNION SELECT r.recording_id::text FROM recording r JOIN segment s USING (recording_id)"
-            " WHERE r.state = 'DELETING' AND s.relay_id = %(relay)s AND s.deleted_at IS NULL ORDER BY 1 LIMIT 200",
+            " WHERE r.state = 'DELETING' AND s.relay_id = %(relay)s AND s.deleted_at IS NULL LIMIT 1000",
             {"ids": list(ids), "relay": relay_id},
         )
-        found: dict[str, list[Segment]] = {row["recording_id"]: [] for row in rows}
+        # Not always the same ones first: one that cannot be deleted must not stand before the others.
+        names = [row["recording_id"] for row in rows]
+        found: dict[str, list[Segment]] = {name: [] for name in random.sample(names, min(len(names), _DELETIONS_AT_ONCE))}
         segments = await db.all(
-            f"SELECT {_SEGMENT} FROM segment s WHERE s.recording_id = ANY(%s::uuid[]) AND s.relay_id = %s AND s.deleted_at IS NULL",
-            [list(found), relay_id],
+            f"SELECT {_SEGMENT} FROM segment s WHERE s.recording_id = ANY(%s::uuid[]) AND s.relay_id = %s AND s.deleted_at IS NULL"
+            # Somebody has looked at what differs, and let it go.
+            " AND NOT EXISTS (SELECT 1 FROM hold h WHERE h.recording_id = s.recording_id AND h.reason = 'INTEGRITY'"
+            " AND h.released_at IS NOT NULL) LIMIT %s",
+            [list(found), relay_id, _HEADS_AT_ONCE],
         )
         for row in segments:
             found[row["recording_id"]].append(Segment(**row))
-        return found
+        # Of one whose heads are cut off here, none is told: it comes another time, with fewer others.
+        return found if len(segments) < _HEADS_AT_ONCE else dict(list(found.items())[:1])
+
+    async def stuck(self, db: Statements, before: datetime) -> int:
+        """Recordings whose deletion was due before a time, and that some relay has not confirmed."""
+        row = await db.one("SELECT count(*) AS n FROM recording WHERE state = 'DELETING' AND delete_after < %s", [before])
+        return int(row["n"]) if row else 0
 
     async def unknown(self, db: Statements, ids: Sequence[str], before: datetime) -> list[str]:
         """Those of the ids, made before a time, that no recording has."""
@@ -179,7 +203,7 @@ class Store:
         return bool(
             await tx.execute(
                 "INSERT INTO hold (hold_id, recording_id, reason, note, emergency_id, placed_by, placed_at, released_by, released_at,"
-                " release_note) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                " release_note, lapsed) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
                 astuple(hold),
             )
         )
@@ -187,8 +211,8 @@ class Store:
     async def save_hold(self, tx: Transaction, hold: Hold) -> None:
         """Write the release of a hold."""
         await tx.execute(
-            "UPDATE hold SET released_by = %s, released_at = %s, release_note = %s WHERE hold_id = %s",
-            [hold.released_by, hold.released_at, hold.release_note, hold.hold_id],
+            "UPDATE hold SET released_by = %s, released_at = %s, release_note = %s, lapsed = %s WHERE hold_id = %s",
+            [hold.released_by, hold.released_at, hold.release_note, hold.lapsed, hold.hold_id],
         )
 
     async def held_for(self, db: Statements, emergency_id: str) -> list[Hold]:
@@ -201,7 +225,8 @@ class Store:
         rows = await db.all(
             _REASONS,
             {
-                "emergency": recording.emergency_id, "agency": recording.agency_id, "camera": recording.camera_id,
+                "recording": recording.recording_id, "emergency": recording.emergency_id,
+                "agency": recording.agency_id, "camera": recording.camera_id,
                 "officer": recording.officer_id, "began_at": recording.began_at, "ended_at": recording.ended_at,
             },
         )  # fmt: skip
@@ -235,6 +260,16 @@ class Store:
                 astuple(activated),
             )
         )
+
+    async def of_emergency(self, db: Statements, emergency_id: str) -> list[str]:
+        """Recordings that were begun for an emergency, or of cameras that were started for it and had not ended before."""
+        rows = await db.all(
+            "SELECT recording_id::text FROM recording WHERE emergency_id = %(id)s UNION SELECT r.recording_id::text FROM activated a"
+            " JOIN recording r USING (agency_id, camera_id) WHERE a.emergency_id = %(id)s AND coalesce(r.ended_at, 'infinity') >= a.since"
+            " ORDER BY 1",
+            {"id": emergency_id},
+        )
+        return [row["recording_id"] for row in rows]
 
     async def overlapping(self, db: Statements, activated: Activated) -> list[str]:
         """Recordings of the camera that had not ended when it was started."""

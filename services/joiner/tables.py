@@ -26,7 +26,7 @@ class Parked:
 
     def __init__(self) -> None:
         self._events: OrderedDict[bytes, OrderedDict[str, tuple[Emergency, str | None]]] = OrderedDict()
-        self._since: dict[str, datetime] = {}  # when the event of an emergency's present epoch came
+        self._since: dict[tuple[bytes, str], datetime] = {}  # when the event of an emergency's present epoch came
         self._partitions: dict[bytes, int] = {}
         self._count = 0
 
@@ -39,7 +39,7 @@ class Parked:
             of_radio[emergency.emergency_id] = (emergency, traceparent)
             self._count += kept is None
             if kept is None or kept[0].epoch < emergency.epoch:
-                self._since[emergency.emergency_id] = now
+                self._since[radio, emergency.emergency_id] = now
         if len(of_radio) > _PARKED_OF_RADIO:
             self._give_up(radio)
         elif self._count > _PARKED_AT_MOST:
@@ -58,7 +58,7 @@ class Parked:
         """The emergency has been decided or cleared."""
         of_radio = self._events.get(radio, OrderedDict())
         if of_radio.pop(emergency.emergency_id, None):
-            self._since.pop(emergency.emergency_id, None)
+            self._since.pop((radio, emergency.emergency_id), None)
             self._count -= 1
         if not of_radio:
             self._events.pop(radio, None)
@@ -70,7 +70,7 @@ class Parked:
             (radio, self._partitions[radio], emergency, traceparent)
             for radio, events in self._events.items()
             for emergency, traceparent in events.values()
-            if emergency.subject.state == SUBJECT_STATE_UNPINNED and self._since[emergency.emergency_id] < came_before
+            if emergency.subject.state == SUBJECT_STATE_UNPINNED and self._since[radio, emergency.emergency_id] < came_before
         ]
 
 

@@ -33,6 +33,7 @@ async def main(app: App[RelaySettings]) -> None:
     heads = HeadAnnouncer(publisher, settings.replica)
     service = RelayService(FileShelf(settings.data_dir), link, heads, SystemClock(), settings.reserve_mib * 2**20)
     await service.recover()
+    await service.look_at_room()
 
     app.resources.push_async_callback(link.tell_the_last)  # after the servers have ended, which end what they show
     trust_domain = own_identity(settings.rpc).trust_domain
@@ -45,6 +46,7 @@ async def main(app: App[RelaySettings]) -> None:
 
     app.resources.push_async_callback(link.drain)
     app.repeat("sync", SYNC_EVERY_S, service.sync)
+    app.repeat("room", SYNC_EVERY_S, service.look_at_room)
     app.repeat("renewal", _PAUSE_S, lambda: link.renew(lambda: service.grants, service.revoke))
     app.repeat("what was served", _PAUSE_S, link.tell)
     app.repeat("revocations", _PAUSE_S, lambda: link.watch(service.revoke))

@@ -97,6 +97,7 @@ class StreamsLink:
         self._full = relay.is_full
         for not_kept in _batches(sorted(relay.not_kept())):
             await self._report([], not_kept)
+            relay.told_not_kept(not_kept)
         for some in _batches(relay.heard()) or [[]]:
             answer = await self._report(some)
             relay.told(some, Told(frozenset(answer.over), frozenset(answer.muted)))
@@ -109,8 +110,8 @@ class StreamsLink:
 
     async def _report(self, sessions: Sequence[Heard], not_kept: Sequence[str] = ()) -> pb.ReportResponse:
         request = pb.ReportRequest(
-            relay_id=self._relay_id, ingest_url=self._ingest_url, view_url=self._view_url, draining=self._draining or self._full,
-            not_kept=not_kept,
+            relay_id=self._relay_id, ingest_url=self._ingest_url, view_url=self._view_url, draining=self._draining,
+            full=self._full, not_kept=not_kept,
             sessions=[pb.SessionReport(session_id=s.session_id, media_age=_duration(s.media_age_s), stopped=s.stopped) for s in sessions],
         )  # fmt: skip
         answer: pb.ReportResponse = await _ask_surely(self._stub.Report, request)

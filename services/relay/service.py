@@ -1,7 +1,9 @@
 """The relay's use cases: what a camera sends is hashed and kept, and then shown; who may not see any more is cut off."""
 
 import asyncio
+import errno
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -28,6 +30,7 @@ IDLE_S = 10.0
 # What a second holds at the most of pieces that a power cut may take.
 SYNC_EVERY_S = 1.0
 _DISK_THREADS = 8
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ASK_AT_ONCE = 500  # recordings in one question
 _SEGMENTS_AT_ONCE = 6  # of one session: live, the one that it replaces, and late ones
 # A pause of media that is worth telling at once when it ends; and for how long a silent session is still told of.
@@ -206,6 +209,8 @@ class RelayService:
         """With less than `reserve_bytes` of free disk we are full: sessions go elsewhere while there is still room for their ends."""
         self._reserve_bytes, self.is_full = reserve_bytes, False
         self._not_kept: set[str] = set()
+        self._coming: Counter[str] = Counter()  # segments that come in, by recording
+        self._deleting: set[str] = set()
         self._shelf, self._authority, self._announcer, self._clock = shelf, authority, announcer, clock
         # The disk may hang; the event loop must not.
         self._disk = ThreadPoolExecutor(_DISK_THREADS, "disk")
@@ -233,31 +238,37 @@ class RelayService:
                     await self._delete(deletion, keeper)
                 except Unavailable:
                     raise
-                except (SightlineError, OSError) as error:  # the others go on
+                except (SightlineError, OSError, ValueError) as error:  # the others go on
                     telemetry.log().error("cannot be deleted", recording=deletion.recording_id, error=str(error))
 
     async def _delete(self, deletion: Deletion, keeper: Keeper) -> None:
         """The media first, then the word of it, then the index: whatever dies in between, the chain of what was deleted is told."""
-        if any(ingest.name.recording_id == deletion.recording_id for ingest in self._ingests):
-            telemetry.log().error("a recording that shall be deleted is still coming in", recording=deletion.recording_id)
+        recording_id = deletion.recording_id
+        if self._coming[recording_id]:
+            telemetry.log().error("a recording that shall be deleted is still coming in", recording=recording_id)
             return
-        deleted = await self._on_disk(self._delete_segments, deletion)
-        telemetry.log().info("deleted", recording=deletion.recording_id, segments=[f"{d.segment_id} {d.fate}" for d in deleted])
-        await keeper.confirm(deletion.recording_id, deleted)
-        await self._on_disk(self._shelf.forget, deletion.recording_id)
+        # Asked again for this one: the order may have been taken back while others were deleted.
+        if recording_id not in {each.recording_id for each in await keeper.deletions([recording_id])} or self._coming[recording_id]:
+            return
+        self._deleting.add(recording_id)
+        try:
+            deleted = await self._on_disk(self._delete_segments, deletion)
+            telemetry.log().info("deleted", recording=recording_id, segments=[f"{d.segment_id} {d.fate}" for d in deleted])
+            await keeper.confirm(recording_id, deleted)
+            if not any(each.fate == Fate.DIFFERS for each in deleted):
+                await self._on_disk(self._shelf.forget, recording_id)
+        finally:
+            self._deleting.discard(recording_id)
 
     def _delete_segments(self, deletion: Deletion) -> list[Deleted]:
-        there = {name.segment_id: name for name in self._shelf.segments(deletion.recording_id)}
-        found, now = [], self._clock.now()
-        for segment_id in sorted({*there, *deletion.heads}):
-            name, head = there.get(segment_id), deletion.heads.get(segment_id)
-            if name is None:
-                found.append(Deleted(segment_id, Fate.MISSING, None, now))
-            elif head is not None and not self._shelf.had(name, *head):
-                found.append(Deleted(segment_id, Fate.DIFFERS, None, now))
-            else:
-                found.append(Deleted(segment_id, Fate.DELETED, self._shelf.delete_media(name), now))
-        return found
+        """All of them; or none, if one is not what was published."""
+        there, now = {name.segment_id: name for name in self._shelf.segments(deletion.recording_id)}, self._clock.now()
+        differ = [s for s, head in deletion.heads.items() if s in there and not self._shelf.had(there[s], *head)]
+        if differ:
+            return [Deleted(segment_id, Fate.DIFFERS, None, now) for segment_id in sorted(differ)]
+        gone = [Deleted(segment_id, Fate.MISSING, None, now) for segment_id in deletion.heads.keys() - there]
+        gone += [Deleted(name.segment_id, Fate.DELETED, self._shelf.delete_media(name), now) for name in there.values()]
+        return sorted(gone, key=lambda each: each.segment_id)
 
     # --- in ------------------------------------------------------------------------------------------------------
 
@@ -267,6 +278,16 @@ class RelayService:
         AlreadyExists if there is such a segment. InvalidRequest names what is wrong with the media, Unavailable a full disk;
         what came before is kept.
         """
+        if name.recording_id in self._deleting or self._coming[name.recording_id] >= _SEGMENTS_AT_ONCE:
+            raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "too many segments of this session come in, or it is being deleted")
+        self._coming[name.recording_id] += 1
+        try:
+            return await self._take(name, chunks, live=live)
+        finally:
+            self._coming[name.recording_id] -= 1
+            self._coming += Counter()  # forgets what is at zero
+
+    async def _take(self, name: Name, chunks: AsyncIterator[bytes], *, live: bool) -> End:
         ingest = await self._begin(name)
         session = self._live.setdefault(name.recording_id, Live()) if live else None
         try:
@@ -292,13 +313,13 @@ class RelayService:
         return end
 
     async def _begin(self, name: Name) -> Ingest:
-        if sum(ingest.name.recording_id == name.recording_id for ingest in self._ingests) >= _SEGMENTS_AT_ONCE:
-            raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, f"{_SEGMENTS_AT_ONCE} segments of this session come in already")
         try:
             segment = await self._on_disk(self._shelf.begin, name)
         except FileExistsError as error:
             raise AlreadyExists(Reason.ERROR_REASON_ALREADY_EXISTS, f"there is a segment {name}; name the next one") from error
         except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, f"no segment can be begun: {error.strerror}") from error
             self._alarm(name)
             raise Unavailable(Reason.ERROR_REASON_STORAGE_FULL, "no segment can be begun") from error
         ingest = Ingest(name, segment, name.genesis)
@@ -396,11 +417,17 @@ class RelayService:
 
     async def sync(self) -> None:
         """Make what was kept survive a power cut, and then publish its chain values. Call it every second."""
-        was_full, self.is_full = self.is_full, await self._on_disk(self._shelf.free) < self._reserve_bytes
-        if self.is_full and not was_full:
-            telemetry.log().error("the disk is nearly full: new sessions go to other relays")
-            self._authority.news()
         await asyncio.gather(*map(self._sync, list(self._ingests)))
+
+    async def look_at_room(self) -> None:
+        """Whether there is little room left; it must become half as much again before that is over."""
+        free = await self._on_disk(self._shelf.free)
+        if free < self._reserve_bytes and not self.is_full:
+            telemetry.log().error("the disk is nearly full: new sessions go to other relays, if there are any", free_mib=free // 2**20)
+            self.is_full = True
+            self._authority.news()
+        elif free >= 1.5 * self._reserve_bytes:
+            self.is_full = False
 
     async def _sync(self, ingest: Ingest) -> None:
         try:
@@ -425,17 +452,20 @@ class RelayService:
         return found
 
     def not_kept(self) -> set[str]:
-        """Sessions whose media had no room since the last call."""
-        found, self._not_kept = self._not_kept, set()
-        return found
+        """Sessions whose media had no room, and of which that is not known yet."""
+        return set(self._not_kept)
+
+    def told_not_kept(self, sessions: Collection[str]) -> None:
+        """It is known of these."""
+        self._not_kept.difference_update(sessions)
 
     def told(self, heard: Sequence[Heard], told: Told) -> None:
         """What was heard is known now: forget sessions that stopped, and whoever still watches those is over.
 
         Cameras that go on sending for a session that is over, or elsewhere, are cut off; viewers learn of a microphone that is off.
         """
-        for ingest in self._ingests:
-            if ingest.name.recording_id in told.over:
+        for ingest in self._ingests:  # what is only late still counts
+            if ingest.name.recording_id in told.over and ingest.name.segment_id.endswith("-live"):
                 ingest.cut_off("SESSION_MOVED")
         for each in heard:
             if (live := self._live.get(each.session_id)) is not None and live.muted != (each.session_id in told.muted):

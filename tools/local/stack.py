@@ -1,5 +1,6 @@
 """`sightline stack`: the whole system on one machine, started in order, ready when every part says so."""
 
+import base64
 import json
 import os
 import secrets
@@ -19,6 +20,8 @@ import grpc
 import psycopg
 from chassis.db import migrate
 from chassis.settings import KafkaSettings
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -31,11 +34,10 @@ from tools.topics import create_topics
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_DATA = ROOT / ".local"
-WITH_TABLES = ("registry", "emergency", "streams", "evidence")
+WITH_TABLES = ("registry", "emergency", "streams", "evidence", "audit")
 # Everything on the path of a press, and of pictures, runs twice; these do not.
-SINGLE = ("evidence",)
+SINGLE = ("evidence", "audit")
 REPLICAS, LANES = ("a", "b"), ("a", "b")
-# More settings, for tests: what a registry tells every ten minutes comes every five seconds.
 # Settings for tests: what happens once in ten minutes or in half an hour happens all the time.
 QUICK_PERIODS = {
     "registry": {"SIGHTLINE_TRICKLE_S": "5"}, "joiner": {"SIGHTLINE_TRICKLE_S": "5"}, "streams": {"SIGHTLINE_LINK_AGE_S": "20"},
@@ -358,7 +360,28 @@ def _rpc(stack: Stack, name: str, kind: str = "service") -> dict[str, str]:
     }
 
 
-_ENVIRONMENTS = {"joiner": joiner_environment, "relay": relay_environment, "console": console_environment}
+def audit_environment(stack: Stack, name: str) -> dict[str, str]:
+    """The settings that the audit service of this stack runs with; its keys and the copies of its checkpoints lie beside the database."""
+    signing, master, copies = (
+        stack.data / "secrets" / "audit-signing.pem",
+        stack.data / "secrets" / "audit-master",
+        stack.data / "checkpoints",
+    )
+    copies.mkdir(exist_ok=True)
+    if not signing.exists():
+        key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        for file, content in ((signing, key), (master, base64.b64encode(secrets.token_bytes(32)))):
+            file.touch(mode=0o600)
+            file.write_bytes(content)
+    return service_environment(stack, name) | {
+        "SIGHTLINE_ORIGIN": "laptop.sightline.example/audit",
+        "SIGHTLINE_SIGNING_KEY_FILE": str(signing),
+        "SIGHTLINE_MASTER_KEY_FILE": str(master),
+        "SIGHTLINE_CHECKPOINT_DIR": str(copies),
+    }
+
+
+_ENVIRONMENTS = {"joiner": joiner_environment, "relay": relay_environment, "console": console_environment, "audit": audit_environment}
 
 
 def _started(stack: Stack, process: Process) -> None:

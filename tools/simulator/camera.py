@@ -24,8 +24,8 @@ _REMEMBER = timedelta(minutes=30)
 _RECONNECT_S, _RESUME_S, _FINISH_S = 0.1, 0.2, 3.0
 # What a camera keeps of the time before it recorded is sent too; at most 5 Mbit/s, so that live pictures come first.
 PRE_EVENT_S, _UPLOAD_BYTES, _UPLOAD_PAUSE_S = 30.0, 32 * 1024, 0.05
-# Answers of a relay after which the same session may be tried again, as its next segment.
 Span = tuple[float, float]
+# Answers of a relay after which the same session may be tried again, as its next segment.
 _AGAIN = frozenset({408, 409, 500, 503})
 _boots = itertools.count(int(time.time()))
 Name = tuple[str, int]

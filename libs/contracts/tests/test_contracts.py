@@ -2,6 +2,7 @@
 
 import re
 
+import sightline.audit.v1.audit_service_pb2
 import sightline.emergency.v1.emergency_service_pb2
 import sightline.evidence.v1.evidence_service_pb2
 import sightline.evidence.v1.shelf_link_service_pb2
@@ -15,6 +16,7 @@ from contracts.topics import EMERGENCY_EVENT, REGISTRY_DUTY, TOPICS, radio_key
 from sightline.common.v1.radio_pb2 import RadioIdentity
 
 _SERVICES = (
+    sightline.audit.v1.audit_service_pb2,
     sightline.emergency.v1.emergency_service_pb2,
     sightline.evidence.v1.evidence_service_pb2,
     sightline.evidence.v1.shelf_link_service_pb2,

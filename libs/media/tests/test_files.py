@@ -72,6 +72,27 @@ def test_deletion_leaves_the_index_until_it_is_told(shelf: FileShelf, tmp_path: 
     assert not shelf.had(NAME, 0, entries[0].chain)
 
 
+def test_recovery_leaves_the_index_of_what_was_deleted(shelf: FileShelf, tmp_path: Path) -> None:
+    """A death between the deletion and its confirmation; the segment had no end."""
+    entries = keep(shelf, stream(5, random.Random(1)), cause=None)
+    shelf.delete_media(NAME)
+    assert shelf.recover() == []
+    assert not paths(tmp_path)[0].exists()
+    assert shelf.delete_media(NAME) == entries[-1]
+
+
+@pytest.mark.parametrize("change", [{"chain": "q" * 64}, {"chain": "ab"}, {"n": -1}, {"offset": 2**63}, {"length": None}])
+def test_a_line_that_is_none_is_found(shelf: FileShelf, tmp_path: Path, change: dict[str, object]) -> None:
+    keep(shelf, stream(5, random.Random(1)))
+    index = paths(tmp_path)[1]
+    lines = index.read_text().splitlines()
+    lines[3] = json.dumps(json.loads(lines[3]) | change)
+    index.write_text("".join(line + "\n" for line in lines))
+    finding = shelf.verify(NAME).finding
+    assert finding is not None
+    assert finding.n == 2
+
+
 def test_media_that_was_never_begun_is_cleared_away(shelf: FileShelf, tmp_path: Path) -> None:
     (tmp_path / "rec-1").mkdir()
     (tmp_path / "rec-1/0001-live.mp4").touch()

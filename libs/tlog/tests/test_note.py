@@ -4,7 +4,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
-from tlog.note import COSIGNATURE, Checkpoint, Note, NoteError, Signer, Verifier, open_checkpoint
+from tlog.note import COSIGNATURE, Checkpoint, NoteError, SignedNote, Signer, Verifier, open_checkpoint
 
 # The example of golang.org/x/mod/sumdb/note, which made the format.
 KEY = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
@@ -19,17 +19,17 @@ WITNESSES = [Signer(f"witness-{n}", Ed25519PrivateKey.from_private_bytes(bytes([
 POINT = Checkpoint(LOG.verifier.name, 7, bytes(range(32)))
 
 
-def note(*witnesses: Signer) -> Note:
+def note(*witnesses: Signer) -> SignedNote:
     text = str(POINT)
-    return Note(text, ()).signed(LOG.sign(text), *(witness.sign(text, 1_800_000_000 + n) for n, witness in enumerate(witnesses)))
+    return SignedNote(text, ()).signed(LOG.sign(text), *(witness.sign(text, 1_800_000_000 + n) for n, witness in enumerate(witnesses)))
 
 
 def test_a_note_of_another_implementation_is_taken() -> None:
-    key, found = Verifier.parse(KEY), Note.parse(SIGNED)
+    key, found = Verifier.parse(KEY), SignedNote.parse(SIGNED)
     assert key.check(found) == 0
     assert (str(key), str(found)) == (KEY, SIGNED)
     with pytest.raises(NoteError, match="does not fit"):
-        key.check(Note.parse(SIGNED.replace("answer", "question")))
+        key.check(SignedNote.parse(SIGNED.replace("answer", "question")))
 
 
 def test_a_checkpoint_is_signed_by_its_log_and_seen_by_witnesses() -> None:
@@ -39,7 +39,7 @@ def test_a_checkpoint_is_signed_by_its_log_and_seen_by_witnesses() -> None:
     with pytest.raises(NoteError, match="2 witnesses saw it, not 3"):
         open_checkpoint(str(note(*WITNESSES[:2])), LOG.verifier, keys, quorum=3)
     with pytest.raises(NoteError, match="not signed by"):
-        open_checkpoint(str(Note(str(POINT), (WITNESSES[0].sign(str(POINT)),))), LOG.verifier)
+        open_checkpoint(str(SignedNote(str(POINT), (WITNESSES[0].sign(str(POINT)),))), LOG.verifier)
 
 
 def test_a_witness_cannot_be_made_to_have_seen_it_at_another_time() -> None:
@@ -55,13 +55,13 @@ def test_a_key_signs_only_what_it_is_for() -> None:
     log, witness = Signer("same", key), Signer("same", key, COSIGNATURE)
     assert log.verifier.key_id != witness.verifier.key_id
     with pytest.raises(NoteError, match="not signed"):
-        witness.verifier.check(Note("text\n", (log.sign("text\n"),)))
+        witness.verifier.check(SignedNote("text\n", (log.sign("text\n"),)))
 
 
 def test_another_logs_checkpoint_is_refused() -> None:
     text = str(Checkpoint("another log", 7, POINT.root))
     with pytest.raises(NoteError, match="a checkpoint of another log"):
-        open_checkpoint(str(Note(text, (LOG.sign(text),))), LOG.verifier)
+        open_checkpoint(str(SignedNote(text, (LOG.sign(text),))), LOG.verifier)
 
 
 @pytest.mark.parametrize("content", [
@@ -72,7 +72,7 @@ def test_another_logs_checkpoint_is_refused() -> None:
 ])  # fmt: skip
 def test_what_is_no_note_is_refused(content: str) -> None:
     with pytest.raises(NoteError):
-        Note.parse(content)
+        SignedNote.parse(content)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_is_no_key_is_refused(text: str) -> None:
 @given(st.text(max_size=200))
 def test_any_text_is_a_note_or_none(content: str) -> None:
     try:
-        found = Note.parse(content)
+        found = SignedNote.parse(content)
     except NoteError:
         return
     assert str(found) == content

@@ -30,7 +30,7 @@ CREATE TABLE recording (
 CREATE INDEX recording_by_agency ON recording (agency_id, recording_id);
 CREATE INDEX recording_by_camera ON recording (agency_id, camera_id, began_at);
 CREATE INDEX recording_by_emergency ON recording (emergency_id);
-CREATE INDEX recording_kept ON recording (retain_until) WHERE state = 'KEPT' AND NOT held;
+CREATE INDEX recording_kept ON recording (retain_until) WHERE state = 'KEPT' AND NOT held AND ended_at IS NOT NULL;
 CREATE INDEX recording_marked ON recording (delete_after) WHERE state = 'MARKED';
 CREATE INDEX recording_deleting ON recording (recording_id) WHERE state = 'DELETING';
 CREATE TABLE segment (
@@ -44,6 +44,7 @@ CREATE TABLE segment (
     captured_from  timestamptz,
     captured_until timestamptz,
     deleted_at     timestamptz,
+    missing        boolean NOT NULL DEFAULT false,
     PRIMARY KEY (recording_id, segment_id, relay_id)
 );
 CREATE TABLE hold (
@@ -57,8 +58,10 @@ CREATE TABLE hold (
     released_by  bytea,
     released_at  timestamptz,
     release_note text NOT NULL,
-    UNIQUE (recording_id, emergency_id)
+    lapsed       boolean NOT NULL
 );
+CREATE UNIQUE INDEX hold_of_recording ON hold (recording_id, emergency_id) WHERE NOT lapsed;
+CREATE INDEX hold_by_recording ON hold (recording_id);
 CREATE INDEX hold_by_emergency ON hold (emergency_id) WHERE released_at IS NULL;
 CREATE TABLE known_emergency (
     emergency_id uuid PRIMARY KEY,
@@ -73,7 +76,7 @@ CREATE TABLE activated (
     camera_id    text NOT NULL,
     officer_id   text NOT NULL,
     since        timestamptz NOT NULL,
-    PRIMARY KEY (emergency_id, agency_id, camera_id)
+    PRIMARY KEY (emergency_id, agency_id, camera_id, officer_id)
 );
 CREATE INDEX activated_by_camera ON activated (agency_id, camera_id, since);
 CREATE TABLE retention (

@@ -11,7 +11,7 @@ from services.evidence.model import Recording, RecordingState, Segment, Streamed
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 GRACE = timedelta(days=7)
 SECOND = timedelta(seconds=1)
-STREAMED = Streamed("r", "pd", "cam-1", "officer-1", "e", NOW, None, None)
+STREAMED = Streamed("r", "pd", "cam-1", "officer-1", "e", NOW, NOW, None)
 NEW = Recording.begin(STREAMED, NOW + timedelta(days=31))
 HEAD = Segment("r", "0001-live", "a", 10, 1000, b"\0" * 32, NOW)
 
@@ -42,6 +42,13 @@ def test_a_hold_takes_a_mark_back_and_its_release_begins_anew() -> None:
     assert held.due(day(1000), GRACE) is held
     again = held.with_hold(held=False).due(day(1000), GRACE)
     assert (again.state, again.delete_after) == (RecordingState.MARKED, day(1007))
+
+
+def test_what_may_still_grow_is_never_marked() -> None:
+    """A camera that went dark keeps its session, and may come back to it."""
+    assert replace(NEW, ended_at=None).due(day(1000), GRACE).state == RecordingState.KEPT
+    marked = NEW.due(day(31), GRACE)
+    assert replace(marked, ended_at=None).due(day(38), GRACE).state == RecordingState.KEPT
 
 
 def test_new_media_takes_a_mark_back() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from chassis.audit import Audit
 from chassis.bus import Publisher
 from chassis.db import Database, Transaction
-from chassis.errors import AlreadyExists, NotFound, WrongState
+from chassis.errors import AlreadyExists, Forbidden, NotFound, WrongState
 from chassis.identity import Caller, Machine, Person
 from contracts.topics import AUDIT_RECORD
 from sightline.audit.v1.record_pb2 import AuditRecord
@@ -107,6 +108,7 @@ async def begun(evidence: EvidenceService, clock: MovableClock, *, held: bool = 
     await evidence.take_session(session, is_first=True)
     segment = head(session, clock)
     await evidence.take_heads([segment])
+    await evidence.take_session(replace(session, ended_at=clock.now()), is_first=False)
     return session, segment
 
 
@@ -127,12 +129,12 @@ async def test_a_recording_of_an_emergency_is_held_at_once_and_released_only_by_
     await evidence.sweep()
     assert (await kept(evidence, session)).state == RecordingState.KEPT
     with pytest.raises(WrongState):
-        await evidence.release_hold(person(), hold.hold_id, "too early")
+        await evidence.release_hold(person(), hold.hold_id, "too early", although_open=False)
     await evidence.take_emergency(KnownEmergency(session.emergency_id, 2, "pd", clock.now(), spares=False))
     assert (await kept(evidence, session)).held
     with pytest.raises(NotFound):
-        await evidence.release_hold(person("other"), hold.hold_id, "not mine")
-    released, _ = await evidence.release_hold(person(), hold.hold_id, "case closed")
+        await evidence.release_hold(person("other"), hold.hold_id, "not mine", although_open=False)
+    released, _ = await evidence.release_hold(person(), hold.hold_id, "case closed", although_open=False)
     assert not released.held
     # What comes again does not hold again.
     await evidence.take_session(session, is_first=True)
@@ -175,8 +177,6 @@ async def test_a_second_emergency_holds_what_runs_already(evidence: EvidenceServ
 
 async def test_what_was_over_before_is_not_held(evidence: EvidenceService, clock: MovableClock) -> None:
     session, _ = await begun(evidence, clock)
-    ended = Streamed(**{**session.__dict__, "ended_at": clock.now()})
-    await evidence.take_session(ended, is_first=False)
     clock.pass_days(1)
     await evidence.take_activated(Activated(str(uuid7()), "pd", session.camera_id, "anna", clock.now()), is_first=True)
     assert not (await kept(evidence, session)).held
@@ -212,6 +212,12 @@ async def test_two_phases_then_the_relay_is_asked_and_its_word_is_audited_with_t
     assert [action for action, _ in found] == ["recording.marked", "recording.deletion_ordered", "recording.deleted", "recording.deleted"]
     assert found[2][1]["chain"] == found[2][1]["published_chain"] == segment.chain.hex()
     assert found[3][1]["result"] == "MISSING"
+    # What was missing turns up: its deletion is a record with its chain.
+    for _ in range(2):
+        await evidence.confirm("b", session.recording_id, [gone(late)])
+    found = await actions(database, f"recordings/{session.recording_id}")
+    assert [details["result"] for _, details in found[2:]] == ["DELETED", "MISSING", "DELETED"]
+    assert found[4][1]["chain"] == late.chain.hex()
     # A relay that has something of it after all is told to delete it, and that is audited too.
     assert await evidence.deletions("c", names) == {session.recording_id: []}
     await evidence.confirm("c", session.recording_id, [gone(head(session, clock, piece=1, segment="0009-live"))])
@@ -228,6 +234,51 @@ async def test_what_differs_from_what_was_published_is_kept_for_somebody_to_look
     assert (recording.state, recording.held) == (RecordingState.KEPT, True)
     assert [hold.reason for hold in holds] == [HoldReason.INTEGRITY]
     assert session.recording_id not in await evidence.deletions("a", [session.recording_id])
+    # Another relay had its order already: what it did is noted, and what it did not is nothing.
+    with pytest.raises(WrongState):
+        await evidence.confirm("b", session.recording_id, [gone(segment, DeletionResult.MISSING)])
+    # Once somebody has looked, it is deleted as it is.
+    await evidence.release_hold(person(), holds[0].hold_id, "the disk was exchanged", although_open=False)
+    for days in (0, 8):
+        clock.pass_days(days)
+        await evidence.sweep()
+    assert (await evidence.deletions("a", [session.recording_id]))[session.recording_id] == []
+    await evidence.confirm("a", session.recording_id, [gone(segment)])
+    assert (await kept(evidence, session)).state == RecordingState.DELETED
+
+
+async def test_a_drill_that_turned_out_to_be_real_is_held_whatever_comes_late(evidence: EvidenceService, clock: MovableClock) -> None:
+    session = streamed(clock)
+    drill = spared(session)
+    await evidence.take_session(session, is_first=True)
+    await evidence.take_emergency(drill)
+    assert not (await kept(evidence, session)).held
+    await evidence.take_emergency(replace(drill, version=2, cleared_at=clock.now(), spares=False))
+    assert (await kept(evidence, session)).held
+    await evidence.take_emergency(drill)  # again, from before
+    await evidence.take_session(session, is_first=True)
+    assert (await kept(evidence, session)).held
+
+
+async def test_only_an_admin_releases_a_hold_of_an_emergency_that_nobody_saw_end(evidence: EvidenceService, clock: MovableClock) -> None:
+    session, _ = await begun(evidence, clock, held=True)
+    _, _, [hold] = await evidence.get_recording(person(), session.recording_id)
+    with pytest.raises(Forbidden):
+        await evidence.release_hold(person(), hold.hold_id, "it was long ago", although_open=True)
+    admin = Caller(Machine("t", "platform", "console", "c"), Person("al", "pd", frozenset({"admin"})))
+    released, _ = await evidence.release_hold(admin, hold.hold_id, "it was long ago", although_open=True)
+    assert not released.held
+
+
+async def test_one_request_is_one_hold_also_for_two_recordings_at_once(evidence: EvidenceService, clock: MovableClock) -> None:
+    one, two = (await begun(evidence, clock))[0], (await begun(evidence, clock))[0]
+    name = str(uuid7())
+    answers = await asyncio.gather(
+        *(evidence.place_hold(person(), name, session.recording_id, "needed in court") for session in (one, two)), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers].count(AlreadyExists) == 1
+    held = [(await kept(evidence, session)).held for session in (one, two)]
+    assert sorted(held) == [False, True]
 
 
 async def test_a_hold_in_the_same_moment_as_the_last_look_wins_or_is_told_that_it_is_late(

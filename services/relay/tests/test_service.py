@@ -182,15 +182,18 @@ async def test_what_sessions_do_is_told_until_it_is_known(service: RelayService)
 
 
 async def test_a_camera_that_sends_on_for_a_session_that_is_over_is_cut_off(service: RelayService, shelf: FileShelf) -> None:
-    camera, other = Feed(init(), fragment(0, key=True)), Feed(init(), fragment(0, key=True))
+    camera, other, late = Feed(init(), fragment(0, key=True)), Feed(init(), fragment(0, key=True)), Feed(init())
     taking, staying = sending(service, Name("s1", "0001-live"), camera), sending(service, Name("s2", "0001-live"), other)
+    uploading = sending(service, Name("s1", "0000-pre"), late, live=False)
     await until(lambda: len(service.heard()) == 2)
     service.told(service.heard(), Told({"s1"}, ()))
     with pytest.raises(Replaced):
         await taking
     assert shelf.verify(Name("s1", "0001-live")).end == "SESSION_MOVED"
-    other.stop()
+    for feed in (other, late):
+        feed.stop()
     await staying
+    assert (await uploading).end == "CAMERA_STOPPED"  # what came before still counts
     assert shelf.verify(Name("s2", "0001-live")).end == "CAMERA_STOPPED"
 
 
@@ -214,7 +217,7 @@ async def test_one_session_cannot_take_all_there_is(service: RelayService) -> No
     cameras = [Feed(init()) for _ in range(relay._SEGMENTS_AT_ONCE)]
     taking = [sending(service, Name("s1", f"{n:04}-late"), camera, live=False) for n, camera in enumerate(cameras)]
     await until(lambda: len(service._ingests) == len(cameras))
-    with pytest.raises(Unavailable, match="come in already"):
+    with pytest.raises(Unavailable, match="too many segments"):
         await sending(service, Name("s1", "0099-late"), Feed(), live=False)
     for camera in cameras:
         camera.stop()
@@ -224,8 +227,18 @@ async def test_one_session_cannot_take_all_there_is(service: RelayService) -> No
 async def test_a_relay_with_little_room_left_says_so(tmp_path: Path, authority: Open, heads: Heads) -> None:
     for reserve, is_full in ((1, False), (2**60, True)):
         service = RelayService(FileShelf(tmp_path), authority, heads, SystemClock(), reserve)
-        await service.sync()
+        await service.look_at_room()
         assert service.is_full is is_full
+
+
+async def test_a_little_more_room_is_not_yet_room(shelf: FileShelf, authority: Open, heads: Heads, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = RelayService(shelf, authority, heads, SystemClock(), 100)
+    seen = []
+    for free in (120, 99, 101, 149, 150, 101):
+        monkeypatch.setattr(shelf, "free", lambda free=free: free)
+        await service.look_at_room()
+        seen.append(service.is_full)
+    assert seen == [False, True, True, True, False, False]
 
 
 async def test_a_revoked_viewer_gets_no_byte_more_and_the_other_goes_on(service: RelayService, authority: Open) -> None:
@@ -377,7 +390,7 @@ class Keep:
 
     async def deletions(self, recordings: Sequence[str]) -> Sequence[Deletion]:
         self.asked += recordings
-        return self.wanted
+        return [each for each in self.wanted if each.recording_id in recordings]
 
     async def confirm(self, recording_id: str, deleted: Sequence[Deleted]) -> None:
         if self.away:
@@ -405,7 +418,7 @@ async def test_what_shall_go_goes_and_its_chain_is_told_even_after_a_crash(shelf
     keeper.away = False
     await service.retire(keeper)
     [(recording_id, deleted)] = keeper.confirmed
-    assert keeper.asked == ["s1", "s2"] * 2
+    assert keeper.asked == ["s1", "s2", "s1"] * 2  # and once more before it is done
     assert (recording_id, [(d.segment_id, d.fate, d.last) for d in deleted]) == (
         "s1",
         [("0001-live", Fate.DELETED, head), ("0002-late", Fate.DELETED, kept[Name("s1", "0002-late")]), ("0009-live", Fate.MISSING, None)],
@@ -424,12 +437,40 @@ async def test_one_that_cannot_be_deleted_does_not_keep_the_others(shelf: FileSh
 
 
 async def test_what_is_not_what_was_published_is_not_deleted(shelf: FileShelf, service: RelayService) -> None:
+    """Nor anything else of the same recording."""
+    names = [Name("s1", segment) for segment in ("0000-pre", "0001-live", "0002-late")]
+    for name in names:
+        _kept(shelf, name)
+    keeper = Keep(Deletion("s1", {"0001-live": (0, "ab" * 32)}))
+    await service.retire(keeper)
+    [(_, [deleted])] = keeper.confirmed
+    assert (deleted.segment_id, deleted.fate) == ("0001-live", Fate.DIFFERS)
+    assert [shelf.verify(name).finding for name in names] == [None] * 3
+
+
+async def test_an_order_that_was_taken_back_is_not_carried_out(shelf: FileShelf, service: RelayService) -> None:
     _kept(shelf, Name("s1", "0001-live"))
+    keeper = Keep(Deletion("s1", {}))
+
+    async def once(recordings: Sequence[str]) -> Sequence[Deletion]:
+        wanted, keeper.wanted = keeper.wanted, ()
+        return wanted
+
+    keeper.deletions = once  # type: ignore[method-assign]
+    await service.retire(keeper)
+    assert keeper.confirmed == []
+    assert shelf.verify(Name("s1", "0001-live")).finding is None
+
+
+async def test_media_without_an_index_is_not_forgotten(tmp_path: Path, shelf: FileShelf, service: RelayService) -> None:
+    _kept(shelf, Name("s1", "0001-live"))
+    (tmp_path / "s1/0001-live.jsonl").unlink()
+    await service.recover()
     keeper = Keep(Deletion("s1", {"0001-live": (0, "ab" * 32)}))
     await service.retire(keeper)
     [(_, [deleted])] = keeper.confirmed
     assert deleted.fate == Fate.DIFFERS
-    assert shelf.verify(Name("s1", "0001-live")).finding is None
+    assert (tmp_path / "s1/0001-live.mp4").exists()
 
 
 async def test_what_still_comes_in_is_not_deleted(shelf: FileShelf, service: RelayService) -> None:

@@ -1,4 +1,4 @@
-"""What viewers and others have to know of a session: the microphone is off, or there was no room for its media."""
+"""What viewers and others have to know of a session: the microphone is off, there was no room for its media."""
 
 from alembic import op
 
@@ -12,4 +12,5 @@ def upgrade() -> None:
 ALTER TABLE camera ADD COLUMN audio_muted boolean NOT NULL DEFAULT false;
 ALTER TABLE session ADD COLUMN audio_muted boolean NOT NULL DEFAULT false;
 ALTER TABLE session ADD COLUMN not_kept_at timestamptz;
+ALTER TABLE relay ADD COLUMN is_full boolean NOT NULL DEFAULT false;
 """)

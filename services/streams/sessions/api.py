@@ -25,7 +25,7 @@ class RelayLinkApi(RelayLinkServiceServicer):
         """A relay is there, and what its sessions do."""
         now = datetime.now(UTC)
         heard = [(each.session_id, now - each.media_age.ToTimedelta(), each.stopped) for each in request.sessions]
-        relay = Relay(request.relay_id, request.ingest_url, request.view_url, request.draining)
+        relay = Relay(request.relay_id, request.ingest_url, request.view_url, request.draining, request.full)
         over, muted = await self._service.report(relay, heard, request.not_kept)
         return link_pb.ReportResponse(over=over, muted=muted)
 

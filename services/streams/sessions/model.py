@@ -1,16 +1,18 @@
 """Stream sessions and the grants to watch them; no I/O.
 
-Session: GRANTED ──▶ CONNECTING ──▶ LIVE ◀──▶ INTERRUPTED ──▶ ENDED. Silence only interrupts: what ends a session is its camera's
-word, another holder of the camera, or a clear before any media came.
+Session: GRANTED ──▶ CONNECTING ──▶ LIVE ◀──▶ INTERRUPTED ──▶ ENDED. Silence interrupts, and ends only after a week: what ends a
+session is its camera's word, another holder of the camera, or a clear before any media came.
 Grant: issued ──▶ redeemed ──▶ revoked ──▶ ended. `revoked` is the decision, `ended` the relay's word that no byte leaves any more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 DEGRADED_AFTER, INTERRUPTED_AFTER = timedelta(seconds=3), timedelta(seconds=15)
+# A camera that is silent for so long does not come back to its session: its recording must end some day.
+LOST_AFTER = timedelta(days=7)
 GAPS_AT_MOST = 100
 _CLOCKS_DIFFER = timedelta(seconds=1)
 TOKEN_LASTS, GRANT_LASTS, LEASE = timedelta(seconds=60), timedelta(minutes=10), timedelta(seconds=30)
@@ -34,6 +36,7 @@ class SessionEnd(StrEnum):
     CAMERA_STOPPED = "CAMERA_STOPPED"
     HOLDER_CHANGED = "HOLDER_CHANGED"
     EMERGENCY_CLEARED = "EMERGENCY_CLEARED"
+    CAMERA_LOST = "CAMERA_LOST"
 
 
 class GrantEnd(StrEnum):
@@ -57,6 +60,7 @@ class Relay:
     ingest_url: str
     view_url: str
     draining: bool
+    is_full: bool
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,13 @@ class Session:
 
     def silent(self, now: datetime) -> "Session":
         """What the time since its last media makes of it."""
-        if self.state != SessionState.LIVE or self.last_media_at is None:
+        if self.last_media_at is None:
             return self
         silence = now - self.last_media_at
+        if self.state == SessionState.INTERRUPTED and silence >= LOST_AFTER:
+            return self.ended(SessionEnd.CAMERA_LOST, now)
+        if self.state != SessionState.LIVE:
+            return self
         if silence >= INTERRUPTED_AFTER:
             return self._next(state=SessionState.INTERRUPTED, degraded=False)
         degraded = silence >= DEGRADED_AFTER
@@ -247,11 +255,14 @@ class Use:
     ended_at: datetime
 
 
-def choose(loads: Mapping[str, int], count: int) -> list[str]:
-    """Relays for so many sessions, the least loaded first; empty names if there is no relay. `loads` are sessions by relay."""
+def choose(loads: Mapping[str, int], count: int, full: Collection[str] = ()) -> list[str]:
+    """Relays for so many sessions, the least loaded first; empty names if there is no relay. `loads` are sessions by relay.
+
+    One with little room is better than none.
+    """
     there, chosen = dict(loads), []
     for _ in range(count):
-        best = min(there, key=lambda relay_id: (there[relay_id], relay_id), default="")
+        best = min(there, key=lambda relay_id: (relay_id in full, there[relay_id], relay_id), default="")
         if best:
             there[best] += 1
         chosen.append(best)

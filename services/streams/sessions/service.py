@@ -52,7 +52,7 @@ class Store(Protocol):
 
     async def report(self, db: Statements, relay: Relay) -> None: ...
     async def relay(self, db: Statements, relay_id: str) -> Relay | None: ...
-    async def loads(self, db: Statements) -> dict[str, int]: ...
+    async def loads(self, db: Statements) -> tuple[dict[str, int], set[str]]: ...
     async def due(self, db: Statements) -> set[str]: ...
     async def wanted(self, db: Statements) -> list[Wanted]: ...
     async def add(self, tx: Transaction, new: Sequence[Session]) -> list[Session]: ...
@@ -65,7 +65,7 @@ class Store(Protocol):
     async def pointless(self, tx: Transaction) -> list[Session]: ...
     async def silent(self, tx: Transaction) -> list[Session]: ...
     async def muted(self, tx: Transaction) -> list[tuple[Session, bool]]: ...
-    async def still_live(self, db: Statements, heard: Sequence[tuple[str, datetime]]) -> dict[str, bool]: ...
+    async def still_live(self, db: Statements, relay_id: str, heard: Sequence[tuple[str, datetime]]) -> dict[str, bool]: ...
     async def of_emergency(self, db: Statements, emergency_id: str, agency_id: str) -> list[Session]: ...
     async def watchable(self, tx: Transaction, emergency_id: str, camera_id: str) -> Row | None: ...
     async def add_grant(self, tx: Transaction, grant: Grant) -> None: ...
@@ -151,7 +151,8 @@ class SessionsService:
             others = [session for session in there if session.officer_id != officers[session.agency_id, session.camera_id]]
             gone = [session.ended(SessionEnd.HOLDER_CHANGED, now) for session in others]
             await self._save(tx, others, gone)
-            relays = choose(await self._store.loads(tx), len(wanted))
+            loads, full = await self._store.loads(tx)
+            relays = choose(loads, len(wanted), full)
             new = [Session.begin(str(uuid7()), w, r, secrets.token_urlsafe(32), now) for w, r in zip(wanted, relays, strict=True)]
             added = await self._store.add(tx, new)
             for session in added:
@@ -165,7 +166,8 @@ class SessionsService:
         """Sessions of relays that are gone go to others; cameras follow their orders, viewers ask again."""
         async with self._database.transaction() as tx:
             lost = await self._store.homeless(tx)
-            relays = choose(await self._store.loads(tx), len(lost))
+            loads, full = await self._store.loads(tx)
+            relays = choose(loads, len(lost), full)
             moved = [session.moved(relay) for session, relay in zip(lost, relays, strict=True)]
             await self._save(tx, lost, moved)
             await self._raise(tx, moved)
@@ -231,11 +233,11 @@ class SessionsService:
         async with self._database.statements() as db:
             await self._store.report(db, relay)
             running = [(session_id, at) for session_id, at, stopped in heard if not stopped]
-            same = await self._store.still_live(db, running) if running else {}
+            same = await self._store.still_live(db, relay.relay_id, running) if running else {}
         muted = [session_id for session_id, is_muted in same.items() if is_muted]
         news = {session_id: (at, stopped) for session_id, at, stopped in heard if session_id not in same}
         if not_kept:
-            await self._alarm(not_kept)
+            await self._alarm(relay.relay_id, not_kept)
         if not news:
             return [], muted
         async with self._database.transaction() as tx:
@@ -254,16 +256,22 @@ class SessionsService:
         elsewhere = [s.session_id for s in after if s.ended_at or s.relay_id != relay.relay_id]
         return elsewhere, muted + [s.session_id for s in after if s.audio_muted]
 
-    async def _alarm(self, not_kept: Collection[str]) -> None:
-        """Media of sessions is lost for want of room: an event, and an audit record, that somebody can act on."""
+    async def _alarm(self, relay_id: str, not_kept: Collection[str]) -> None:
+        """Media of sessions is lost for want of room: an event, an audit record, and another relay if one has room."""
         now = self._clock.now()
         async with self._database.transaction() as tx:
             there = [session for session in await self._store.sessions(tx, sorted(not_kept)) if not session.ended_at]
-            after = [session.not_kept(now) for session in there]
+            loads, full = await self._store.loads(tx)
+            others = choose({name: count for name, count in loads.items() if name not in full and name != relay_id}, len(there))
+            noted = [session.not_kept(now) for session in there]
+            after = [n.moved(o or n.relay_id) if n is not s else s for s, n, o in zip(there, noted, others, strict=True)]
             await self._save(tx, there, after)
             for old, new in zip(there, after, strict=True):
-                if new is not old:
-                    self._audit_session(tx, new, "session.not_kept")
+                if new.not_kept_at != old.not_kept_at:
+                    self._audit_session(tx, old, "session.not_kept")
+            moved = [new for old, new in zip(there, after, strict=True) if new.relay_id != old.relay_id]
+            await self._raise(tx, moved)
+        self._wake_cameras(moved)
 
     async def admit(self, relay_id: str, camera: tuple[str, str], session_id: str, token: str) -> str:
         """Whether a camera, (agency, id) as its certificate says, may send this session's media to this relay; returns the recording.

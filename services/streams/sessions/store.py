@@ -48,6 +48,7 @@ _POINTLESS: LiteralString = (
 _SILENT: LiteralString = (
     " FROM session s WHERE s.state = 'LIVE' AND (s.last_media_at < now() - interval '15 s'"
     " OR (NOT s.degraded AND s.last_media_at < now() - interval '3 s'))"
+    " OR s.state = 'INTERRUPTED' AND s.last_media_at < now() - interval '7 days'"
 )
 _GROUNDLESS: LiteralString = (
     " FROM viewer_grant g JOIN known_emergency k ON k.emergency_id = g.emergency_id JOIN session s ON s.session_id = g.session_id"
@@ -71,24 +72,28 @@ class Store:
     async def report(self, db: Statements, relay: Relay) -> None:
         """A relay is there."""
         await db.execute(
-            "INSERT INTO relay (relay_id, ingest_url, view_url, draining, seen_at)"
-            f" SELECT %s, %s, %s, %s, now() FROM {NOT_DURABLE} ON CONFLICT (relay_id) DO UPDATE SET"
-            " ingest_url = excluded.ingest_url, view_url = excluded.view_url, draining = excluded.draining, seen_at = now()",
+            "INSERT INTO relay (relay_id, ingest_url, view_url, draining, is_full, seen_at)"
+            f" SELECT %s, %s, %s, %s, %s, now() FROM {NOT_DURABLE} ON CONFLICT (relay_id) DO UPDATE SET"
+            " ingest_url = excluded.ingest_url, view_url = excluded.view_url, draining = excluded.draining, is_full = excluded.is_full,"
+            " seen_at = now()",
             astuple(relay),
         )
 
     async def relay(self, db: Statements, relay_id: str) -> Relay | None:
         """A relay that is there now."""
-        row = await db.one(f"SELECT relay_id, ingest_url, view_url, draining FROM relay WHERE relay_id = %s AND {_ALIVE}", [relay_id])
+        row = await db.one(
+            f"SELECT relay_id, ingest_url, view_url, draining, is_full FROM relay WHERE relay_id = %s AND {_ALIVE}", [relay_id]
+        )
         return Relay(**row) if row else None
 
-    async def loads(self, db: Statements) -> dict[str, int]:
-        """Relays that take sessions, with how many they have."""
+    async def loads(self, db: Statements) -> tuple[dict[str, int], set[str]]:
+        """Relays that take sessions, with how many they have; and which of them have little room."""
         rows = await db.all(
-            "SELECT r.relay_id, (SELECT count(*) FROM session s WHERE s.relay_id = r.relay_id AND s.state <> 'ENDED') AS sessions"
+            "SELECT r.relay_id, r.is_full, (SELECT count(*) FROM session s WHERE s.relay_id = r.relay_id AND s.state <> 'ENDED')"
+            " AS sessions"
             f" FROM relay r WHERE NOT draining AND {_ALIVE}"
         )
-        return {row["relay_id"]: row["sessions"] for row in rows}
+        return {row["relay_id"]: row["sessions"] for row in rows}, {row["relay_id"] for row in rows if row["is_full"]}
 
     async def due(self, db: Statements) -> set[str]:
         """What there is to do: place, move, end, silence, mute, revoke, lapse."""
@@ -183,13 +188,14 @@ class Store:
     ) -> list[Session]:
         return [_session(row) for row in await tx.all(f"SELECT {_SESSION} {query} FOR UPDATE OF s{lock}", list(parameters))]
 
-    async def still_live(self, db: Statements, heard: Sequence[tuple[str, datetime]]) -> dict[str, bool]:
-        """Note fresh media of sessions about which nothing else changes; returns those, and whether they are muted."""
+    async def still_live(self, db: Statements, relay_id: str, heard: Sequence[tuple[str, datetime]]) -> dict[str, bool]:
+        """Note fresh media of a relay's sessions about which nothing else changes; returns those, and whether they are muted."""
         rows = await db.all(
             f"UPDATE session s SET last_media_at = greatest(s.last_media_at, n.at) FROM {NOT_DURABLE},"
-            " unnest(%s::uuid[], %s::timestamptz[]) AS n (id, at) WHERE s.session_id = n.id AND s.state = 'LIVE' AND NOT s.degraded"
+            " unnest(%s::uuid[], %s::timestamptz[]) AS n (id, at) WHERE s.session_id = n.id AND s.relay_id = %s AND s.state = 'LIVE'"
+            " AND NOT s.degraded"
             " AND n.at > now() - interval '2 s' RETURNING s.session_id::text, s.audio_muted",
-            [[session_id for session_id, _ in heard], [at for _, at in heard]],
+            [[session_id for session_id, _ in heard], [at for _, at in heard], relay_id],
         )
         return {row["session_id"]: row["audio_muted"] for row in rows}
 

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from sightline.evidence.v1 import recording_pb2 as sightline_dot_evidence_dot_v1_dot_recording__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,sightline/evidence/v1/evidence_service.proto\x12\x15sightline.evidence.v1\x1a\x1b\x62uf/validate/validate.proto\x1a%sightline/evidence/v1/recording.proto\"\xb3\x01\n\x15ListRecordingsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x1d\n\x0c\x65mergency_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18$\x12>\n\x05state\x18\x04 \x01(\x0e\x32%.sightline.evidence.v1.RecordingStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\"g\n\x16ListRecordingsResponse\x12\x34\n\nrecordings\x18\x01 \x03(\x0b\x32 .sightline.evidence.v1.Recording\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x13GetRecordingRequest\x12\x1e\n\x0crecording_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xd3\x01\n\x14GetRecordingResponse\x12\x33\n\trecording\x18\x01 \x01(\x0b\x32 .sightline.evidence.v1.Recording\x12\x30\n\x08segments\x18\x02 \x03(\x0b\x32\x1e.sightline.evidence.v1.Segment\x12(\n\x04gaps\x18\x03 \x03(\x0b\x32\x1a.sightline.evidence.v1.Gap\x12*\n\x05holds\x18\x04 \x03(\x0b\x32\x1b.sightline.evidence.v1.Hold\"j\n\x10PlaceHoldRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x0crecording_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x04note\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\xf4\x03\"s\n\x11PlaceHoldResponse\x12\x33\n\trecording\x18\x01 \x01(\x0b\x32 .sightline.evidence.v1.Recording\x12)\n\x04hold\x18\x02 \x01(\x0b\x32\x1b.sightline.evidence.v1.Hold\"I\n\x12ReleaseHoldRequest\x12\x19\n\x07hold_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x04note\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x03\x18\xf4\x03\"u\n\x13ReleaseHoldResponse\x12\x33\n\trecording\x18\x01 \x01(\x0b\x32 .sightline.evidence.v1.Recording\x12)\n\x04hold\x18\x02 \x01(\x0b\x32\x1b.sightline.evidence.v1.Hold\"0\n\x13SetRetentionRequest\x12\x19\n\x04\x64\x61ys\x18\x01 \x01(\rB\x0b\xbaH\x08*\x06\x18\x94\x9d\x02(\x01\")\n\x14SetRetentionResponse\x12\x11\n\tprolonged\x18\x01 \x01(\x04\"\x15\n\x13GetRetentionRequest\"$\n\x14GetRetentionResponse\x12\x0c\n\x04\x64\x61ys\x18\x01 \x01(\r2\x81\x05\n\x0f\x45videnceService\x12m\n\x0eListRecordings\x12,.sightline.evidence.v1.ListRecordingsRequest\x1a-.sightline.evidence.v1.ListRecordingsResponse\x12g\n\x0cGetRecording\x12*.sightline.evidence.v1.GetRecordingRequest\x1a+.sightline.evidence.v1.GetRecordingResponse\x12^\n\tPlaceHold\x12\'.sightline.evidence.v1.PlaceHoldRequest\x1a(.sightline.evidence.v1.PlaceHoldResponse\x12\x64\n\x0bReleaseHold\x12).sightline.evidence.v1.ReleaseHoldRequest\x1a*.sightline.evidence.v1.ReleaseHoldResponse\x12g\n\x0cSetRetention\x12*.sightline.evidence.v1.SetRetentionRequest\x1a+.sightline.evidence.v1.SetRetentionResponse\x12g\n\x0cGetRetention\x12*.sightline.evidence.v1.GetRetentionRequest\x1a+.sightline.evidence.v1.GetRetentionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,sightline/evidence/v1/evidence_service.proto\x12\x15sightline.evidence.v1\x1a\x1b\x62uf/validate/validate.proto\x1a%sightline/evidence/v1/recording.proto\"\xe1\x01\n\x15ListRecordingsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12K\n\x0c\x65mergency_id\x18\x03 \x01(\tB5\xbaH2r02.^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$\x12>\n\x05state\x18\x04 \x01(\x0e\x32%.sightline.evidence.v1.RecordingStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\"g\n\x16ListRecordingsResponse\x12\x34\n\nrecordings\x18\x01 \x03(\x0b\x32 .sightline.evidence.v1.Recording\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x13GetRecordingRequest\x12\x1e\n\x0crecording_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xd3\x01\n\x14GetRecordingResponse\x12\x33\n\trecording\x18\x01 \x01(\x0b\x32 .sightline.evidence.v1.Recording\x12\x30\n\x08segments\x18\x02 \x03(\x0b\x32\x1e.sightline.evidence.v1.Segment\x12(\n\x04gaps\x18\x03 \x03(\x0b\x32\x1a.sightline.evidence.v1.Gap\x12*\n\x05holds\x18\x04 \x03(\x0b\x32\x1b.sightline.evidence.v1.Hold\"v\n\x10PlaceHoldRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x0crecording_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12$\n\x04note\x18\x03 \x01(\tB\x16\xbaH\x13r\x11\x10\x03\x18\xf4\x03\x32\n^[^\\x00]*$\"s\n\x11PlaceHoldResponse\x12\x33\n\trecording\x18\x01 \x01(\x0b\x32 .sightline.evidence.v1.Recording\x12)\n\x04hold\x18\x02 \x01(\x0b\x32\x1b.sightline.evidence.v1.Hold\"l\n\x12ReleaseHoldRequest\x12\x19\n\x07hold_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12$\n\x04note\x18\x02 \x01(\tB\x16\xbaH\x13r\x11\x10\x03\x18\xf4\x03\x32\n^[^\\x00]*$\x12\x15\n\ralthough_open\x18\x03 \x01(\x08\"u\n\x13ReleaseHoldResponse\x12\x33\n\trecording\x18\x01 \x01(\x0b\x32 .sightline.evidence.v1.Recording\x12)\n\x04hold\x18\x02 \x01(\x0b\x32\x1b.sightline.evidence.v1.Hold\"0\n\x13SetRetentionRequest\x12\x19\n\x04\x64\x61ys\x18\x01 \x01(\rB\x0b\xbaH\x08*\x06\x18\x94\x9d\x02(\x01\")\n\x14SetRetentionResponse\x12\x11\n\tprolonged\x18\x01 \x01(\x04\"\x15\n\x13GetRetentionRequest\"$\n\x14GetRetentionResponse\x12\x0c\n\x04\x64\x61ys\x18\x01 \x01(\r2\x81\x05\n\x0f\x45videnceService\x12m\n\x0eListRecordings\x12,.sightline.evidence.v1.ListRecordingsRequest\x1a-.sightline.evidence.v1.ListRecordingsResponse\x12g\n\x0cGetRecording\x12*.sightline.evidence.v1.GetRecordingRequest\x1a+.sightline.evidence.v1.GetRecordingResponse\x12^\n\tPlaceHold\x12\'.sightline.evidence.v1.PlaceHoldRequest\x1a(.sightline.evidence.v1.PlaceHoldResponse\x12\x64\n\x0bReleaseHold\x12).sightline.evidence.v1.ReleaseHoldRequest\x1a*.sightline.evidence.v1.ReleaseHoldResponse\x12g\n\x0cSetRetention\x12*.sightline.evidence.v1.SetRetentionRequest\x1a+.sightline.evidence.v1.SetRetentionResponse\x12g\n\x0cGetRetention\x12*.sightline.evidence.v1.GetRetentionRequest\x1a+.sightline.evidence.v1.GetRetentionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,7 +38,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRECORDINGSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTRECORDINGSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\364\003'
   _globals['_LISTRECORDINGSREQUEST'].fields_by_name['emergency_id']._loaded_options = None
-  _globals['_LISTRECORDINGSREQUEST'].fields_by_name['emergency_id']._serialized_options = b'\272H\004r\002\030$'
+  _globals['_LISTRECORDINGSREQUEST'].fields_by_name['emergency_id']._serialized_options = b'\272H2r02.^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$'
   _globals['_LISTRECORDINGSREQUEST'].fields_by_name['state']._loaded_options = None
   _globals['_LISTRECORDINGSREQUEST'].fields_by_name['state']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_GETRECORDINGREQUEST'].fields_by_name['recording_id']._loaded_options = None
@@ -48,37 +48,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLACEHOLDREQUEST'].fields_by_name['recording_id']._loaded_options = None
   _globals['_PLACEHOLDREQUEST'].fields_by_name['recording_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_PLACEHOLDREQUEST'].fields_by_name['note']._loaded_options = None
-  _globals['_PLACEHOLDREQUEST'].fields_by_name['note']._serialized_options = b'\272H\007r\005\020\003\030\364\003'
+  _globals['_PLACEHOLDREQUEST'].fields_by_name['note']._serialized_options = b'\272H\023r\021\020\003\030\364\0032\n^[^\\x00]*$'
   _globals['_RELEASEHOLDREQUEST'].fields_by_name['hold_id']._loaded_options = None
   _globals['_RELEASEHOLDREQUEST'].fields_by_name['hold_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_RELEASEHOLDREQUEST'].fields_by_name['note']._loaded_options = None
-  _globals['_RELEASEHOLDREQUEST'].fields_by_name['note']._serialized_options = b'\272H\007r\005\020\003\030\364\003'
+  _globals['_RELEASEHOLDREQUEST'].fields_by_name['note']._serialized_options = b'\272H\023r\021\020\003\030\364\0032\n^[^\\x00]*$'
   _globals['_SETRETENTIONREQUEST'].fields_by_name['days']._loaded_options = None
   _globals['_SETRETENTIONREQUEST'].fields_by_name['days']._serialized_options = b'\272H\010*\006\030\224\235\002(\001'
   _globals['_LISTRECORDINGSREQUEST']._serialized_start=140
-  _globals['_LISTRECORDINGSREQUEST']._serialized_end=319
-  _globals['_LISTRECORDINGSRESPONSE']._serialized_start=321
-  _globals['_LISTRECORDINGSRESPONSE']._serialized_end=424
-  _globals['_GETRECORDINGREQUEST']._serialized_start=426
-  _globals['_GETRECORDINGREQUEST']._serialized_end=479
-  _globals['_GETRECORDINGRESPONSE']._serialized_start=482
-  _globals['_GETRECORDINGRESPONSE']._serialized_end=693
-  _globals['_PLACEHOLDREQUEST']._serialized_start=695
-  _globals['_PLACEHOLDREQUEST']._serialized_end=801
-  _globals['_PLACEHOLDRESPONSE']._serialized_start=803
-  _globals['_PLACEHOLDRESPONSE']._serialized_end=918
-  _globals['_RELEASEHOLDREQUEST']._serialized_start=920
-  _globals['_RELEASEHOLDREQUEST']._serialized_end=993
-  _globals['_RELEASEHOLDRESPONSE']._serialized_start=995
-  _globals['_RELEASEHOLDRESPONSE']._serialized_end=1112
-  _globals['_SETRETENTIONREQUEST']._serialized_start=1114
-  _globals['_SETRETENTIONREQUEST']._serialized_end=1162
-  _globals['_SETRETENTIONRESPONSE']._serialized_start=1164
-  _globals['_SETRETENTIONRESPONSE']._serialized_end=1205
-  _globals['_GETRETENTIONREQUEST']._serialized_start=1207
-  _globals['_GETRETENTIONREQUEST']._serialized_end=1228
-  _globals['_GETRETENTIONRESPONSE']._serialized_start=1230
-  _globals['_GETRETENTIONRESPONSE']._serialized_end=1266
-  _globals['_EVIDENCESERVICE']._serialized_start=1269
-  _globals['_EVIDENCESERVICE']._serialized_end=1910
+  _globals['_LISTRECORDINGSREQUEST']._serialized_end=365
+  _globals['_LISTRECORDINGSRESPONSE']._serialized_start=367
+  _globals['_LISTRECORDINGSRESPONSE']._serialized_end=470
+  _globals['_GETRECORDINGREQUEST']._serialized_start=472
+  _globals['_GETRECORDINGREQUEST']._serialized_end=525
+  _globals['_GETRECORDINGRESPONSE']._serialized_start=528
+  _globals['_GETRECORDINGRESPONSE']._serialized_end=739
+  _globals['_PLACEHOLDREQUEST']._serialized_start=741
+  _globals['_PLACEHOLDREQUEST']._serialized_end=859
+  _globals['_PLACEHOLDRESPONSE']._serialized_start=861
+  _globals['_PLACEHOLDRESPONSE']._serialized_end=976
+  _globals['_RELEASEHOLDREQUEST']._serialized_start=978
+  _globals['_RELEASEHOLDREQUEST']._serialized_end=1086
+  _globals['_RELEASEHOLDRESPONSE']._serialized_start=1088
+  _globals['_RELEASEHOLDRESPONSE']._serialized_end=1205
+  _globals['_SETRETENTIONREQUEST']._serialized_start=1207
+  _globals['_SETRETENTIONREQUEST']._serialized_end=1255
+  _globals['_SETRETENTIONRESPONSE']._serialized_start=1257
+  _globals['_SETRETENTIONRESPONSE']._serialized_end=1298
+  _globals['_GETRETENTIONREQUEST']._serialized_start=1300
+  _globals['_GETRETENTIONREQUEST']._serialized_end=1321
+  _globals['_GETRETENTIONRESPONSE']._serialized_start=1323
+  _globals['_GETRETENTIONRESPONSE']._serialized_end=1359
+  _globals['_EVIDENCESERVICE']._serialized_start=1362
+  _globals['_EVIDENCESERVICE']._serialized_end=2003
 # @@protoc_insertion_point(module_scope)

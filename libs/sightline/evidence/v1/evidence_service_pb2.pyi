@@ -213,19 +213,23 @@ class ReleaseHoldRequest(_message.Message):
 
     HOLD_ID_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    ALTHOUGH_OPEN_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
     """The hold."""
     note: _builtins.str
     """Why, in words."""
+    although_open: _builtins.bool
+    """Release it although its emergency is not known to be over; for admins, should the word of its clear be lost."""
     def __init__(
         self,
         *,
         hold_id: _builtins.str = ...,
         note: _builtins.str = ...,
+        although_open: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_id", b"hold_id", "note", b"note"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["although_open", b"although_open", "hold_id", b"hold_id", "note", b"note"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -321,11 +321,11 @@ class RecordingEvent(_message.Message):
 
     @_builtins.property
     def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hold]:
-        """All of its holds, the newest last."""
+        """Its holds that are not released, the newest twenty, the newest last."""
 
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
-        """With DELETED: what was deleted."""
+        """With DELETED: what was deleted, the first thousand."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.sightline/evidence/v1/shelf_link_service.proto\x12\x15sightline.evidence.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"k\n\x14ListDeletionsRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\x12\'\n\rrecording_ids\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\xe8\x07\"\x05r\x03\xb0\x01\x01\"K\n\x15ListDeletionsResponse\x12\x32\n\tdeletions\x18\x01 \x03(\x0b\x32\x1f.sightline.evidence.v1.Deletion\"U\n\x08\x44\x65letion\x12\x14\n\x0crecording_id\x18\x01 \x01(\t\x12\x33\n\x05heads\x18\x02 \x03(\x0b\x32$.sightline.evidence.v1.PublishedHead\"A\n\rPublishedHead\x12\x12\n\nsegment_id\x18\x01 \x01(\t\x12\r\n\x05piece\x18\x02 \x01(\x04\x12\r\n\x05\x63hain\x18\x03 \x01(\x0c\"\xa8\x01\n\x16\x43onfirmDeletionRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\x12\x1e\n\x0crecording_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x42\n\x08segments\x18\x03 \x03(\x0b\x32%.sightline.evidence.v1.DeletedSegmentB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"\x89\x02\n\x0e\x44\x65letedSegment\x12\x35\n\nsegment_id\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^[0-9]{4}-(live|pre|late)$\x12\x35\n\x06result\x18\x02 \x01(\x0e\x32%.sightline.evidence.v1.DeletionResult\x12 \n\x06pieces\x18\x03 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\x12\x1f\n\x05\x62ytes\x18\x04 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\x12\x16\n\x05\x63hain\x18\x05 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18 \x12.\n\ndeleted_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x19\n\x17\x43onfirmDeletionResponse*\x88\x01\n\x0e\x44\x65letionResult\x12\x1f\n\x1b\x44\x45LETION_RESULT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45LETION_RESULT_DELETED\x10\x01\x12\x1b\n\x17\x44\x45LETION_RESULT_MISSING\x10\x02\x12\x1b\n\x17\x44\x45LETION_RESULT_DIFFERS\x10\x03\x32\xf0\x01\n\x10ShelfLinkService\x12j\n\rListDeletions\x12+.sightline.evidence.v1.ListDeletionsRequest\x1a,.sightline.evidence.v1.ListDeletionsResponse\x12p\n\x0f\x43onfirmDeletion\x12-.sightline.evidence.v1.ConfirmDeletionRequest\x1a..sightline.evidence.v1.ConfirmDeletionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.sightline/evidence/v1/shelf_link_service.proto\x12\x15sightline.evidence.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"k\n\x14ListDeletionsRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\x12\'\n\rrecording_ids\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\xe8\x07\"\x05r\x03\xb0\x01\x01\"K\n\x15ListDeletionsResponse\x12\x32\n\tdeletions\x18\x01 \x03(\x0b\x32\x1f.sightline.evidence.v1.Deletion\"U\n\x08\x44\x65letion\x12\x14\n\x0crecording_id\x18\x01 \x01(\t\x12\x33\n\x05heads\x18\x02 \x03(\x0b\x32$.sightline.evidence.v1.PublishedHead\"A\n\rPublishedHead\x12\x12\n\nsegment_id\x18\x01 \x01(\t\x12\r\n\x05piece\x18\x02 \x01(\x04\x12\r\n\x05\x63hain\x18\x03 \x01(\x0c\"\xa8\x01\n\x16\x43onfirmDeletionRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\x12\x1e\n\x0crecording_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x42\n\x08segments\x18\x03 \x03(\x0b\x32%.sightline.evidence.v1.DeletedSegmentB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"\x97\x02\n\x0e\x44\x65letedSegment\x12\x35\n\nsegment_id\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^[0-9]{4}-(live|pre|late)$\x12\x43\n\x06result\x18\x02 \x01(\x0e\x32%.sightline.evidence.v1.DeletionResultB\x0c\xbaH\t\x82\x01\x06\x18\x01\x18\x02\x18\x03\x12 \n\x06pieces\x18\x03 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\x12\x1f\n\x05\x62ytes\x18\x04 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\x12\x16\n\x05\x63hain\x18\x05 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18 \x12.\n\ndeleted_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x19\n\x17\x43onfirmDeletionResponse*\x88\x01\n\x0e\x44\x65letionResult\x12\x1f\n\x1b\x44\x45LETION_RESULT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45LETION_RESULT_DELETED\x10\x01\x12\x1b\n\x17\x44\x45LETION_RESULT_MISSING\x10\x02\x12\x1b\n\x17\x44\x45LETION_RESULT_DIFFERS\x10\x03\x32\xf0\x01\n\x10ShelfLinkService\x12j\n\rListDeletions\x12+.sightline.evidence.v1.ListDeletionsRequest\x1a,.sightline.evidence.v1.ListDeletionsResponse\x12p\n\x0f\x43onfirmDeletion\x12-.sightline.evidence.v1.ConfirmDeletionRequest\x1a..sightline.evidence.v1.ConfirmDeletionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,14 +45,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONFIRMDELETIONREQUEST'].fields_by_name['segments']._serialized_options = b'\272H\006\222\001\003\020\350\007'
   _globals['_DELETEDSEGMENT'].fields_by_name['segment_id']._loaded_options = None
   _globals['_DELETEDSEGMENT'].fields_by_name['segment_id']._serialized_options = b'\272H\036r\0342\032^[0-9]{4}-(live|pre|late)$'
+  _globals['_DELETEDSEGMENT'].fields_by_name['result']._loaded_options = None
+  _globals['_DELETEDSEGMENT'].fields_by_name['result']._serialized_options = b'\272H\t\202\001\006\030\001\030\002\030\003'
   _globals['_DELETEDSEGMENT'].fields_by_name['pieces']._loaded_options = None
   _globals['_DELETEDSEGMENT'].fields_by_name['pieces']._serialized_options = b'\272H\r2\013\020\200\200\200\200\200\200\200\200\200\001'
   _globals['_DELETEDSEGMENT'].fields_by_name['bytes']._loaded_options = None
   _globals['_DELETEDSEGMENT'].fields_by_name['bytes']._serialized_options = b'\272H\r2\013\020\200\200\200\200\200\200\200\200\200\001'
   _globals['_DELETEDSEGMENT'].fields_by_name['chain']._loaded_options = None
   _globals['_DELETEDSEGMENT'].fields_by_name['chain']._serialized_options = b'\272H\004z\002\030 '
-  _globals['_DELETIONRESULT']._serialized_start=942
-  _globals['_DELETIONRESULT']._serialized_end=1078
+  _globals['_DELETIONRESULT']._serialized_start=956
+  _globals['_DELETIONRESULT']._serialized_end=1092
   _globals['_LISTDELETIONSREQUEST']._serialized_start=135
   _globals['_LISTDELETIONSREQUEST']._serialized_end=242
   _globals['_LISTDELETIONSRESPONSE']._serialized_start=244
@@ -64,9 +66,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONFIRMDELETIONREQUEST']._serialized_start=476
   _globals['_CONFIRMDELETIONREQUEST']._serialized_end=644
   _globals['_DELETEDSEGMENT']._serialized_start=647
-  _globals['_DELETEDSEGMENT']._serialized_end=912
-  _globals['_CONFIRMDELETIONRESPONSE']._serialized_start=914
-  _globals['_CONFIRMDELETIONRESPONSE']._serialized_end=939
-  _globals['_SHELFLINKSERVICE']._serialized_start=1081
-  _globals['_SHELFLINKSERVICE']._serialized_end=1321
+  _globals['_DELETEDSEGMENT']._serialized_end=926
+  _globals['_CONFIRMDELETIONRESPONSE']._serialized_start=928
+  _globals['_CONFIRMDELETIONRESPONSE']._serialized_end=953
+  _globals['_SHELFLINKSERVICE']._serialized_start=1095
+  _globals['_SHELFLINKSERVICE']._serialized_end=1335
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ class _DeletionResult:
 class _DeletionResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeletionResult.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DELETION_RESULT_UNSPECIFIED: _DeletionResult.ValueType  # 0
-    """Not known; counts as not deleted."""
+    """Not known; refused."""
     DELETION_RESULT_DELETED: _DeletionResult.ValueType  # 1
     """It is deleted."""
     DELETION_RESULT_MISSING: _DeletionResult.ValueType  # 2
@@ -39,7 +39,7 @@ class DeletionResult(_DeletionResult, metaclass=_DeletionResultEnumTypeWrapper):
     """DeletionResult is what became of a segment."""
 
 DELETION_RESULT_UNSPECIFIED: DeletionResult.ValueType  # 0
-"""Not known; counts as not deleted."""
+"""Not known; refused."""
 DELETION_RESULT_DELETED: DeletionResult.ValueType  # 1
 """It is deleted."""
 DELETION_RESULT_MISSING: DeletionResult.ValueType  # 2

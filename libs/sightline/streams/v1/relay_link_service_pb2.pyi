@@ -33,6 +33,7 @@ class ReportRequest(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     NOT_KEPT_FIELD_NUMBER: _builtins.int
+    FULL_FIELD_NUMBER: _builtins.int
     relay_id: _builtins.str
     """The relay."""
     ingest_url: _builtins.str
@@ -40,7 +41,9 @@ class ReportRequest(_message.Message):
     view_url: _builtins.str
     """Where viewers come: ws(s)://host:port."""
     draining: _builtins.bool
-    """It takes no new sessions: it is stopping, or its disk is full."""
+    """It is stopping: its sessions go to others."""
+    full: _builtins.bool
+    """It has little room left: new sessions go to others, if there are any."""
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionReport]:
         """Its sessions that have media now, or whose media has ended since the last report."""
@@ -58,10 +61,11 @@ class ReportRequest(_message.Message):
         draining: _builtins.bool = ...,
         sessions: _abc.Iterable[Global___SessionReport] | None = ...,
         not_kept: _abc.Iterable[_builtins.str] | None = ...,
+        full: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "ingest_url", b"ingest_url", "not_kept", b"not_kept", "relay_id", b"relay_id", "sessions", b"sessions", "view_url", b"view_url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "full", b"full", "ingest_url", b"ingest_url", "not_kept", b"not_kept", "relay_id", b"relay_id", "sessions", b"sessions", "view_url", b"view_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

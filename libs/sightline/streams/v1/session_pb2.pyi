@@ -71,6 +71,8 @@ class _SessionEndCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sessi
     """Another officer holds the camera."""
     SESSION_END_CAUSE_EMERGENCY_CLEARED: _SessionEndCause.ValueType  # 3
     """The emergency was cleared before any media came."""
+    SESSION_END_CAUSE_CAMERA_LOST: _SessionEndCause.ValueType  # 4
+    """The camera has not come back for a week."""
 
 class SessionEndCause(_SessionEndCause, metaclass=_SessionEndCauseEnumTypeWrapper):
     """SessionEndCause is why a session is over."""
@@ -83,6 +85,8 @@ SESSION_END_CAUSE_HOLDER_CHANGED: SessionEndCause.ValueType  # 2
 """Another officer holds the camera."""
 SESSION_END_CAUSE_EMERGENCY_CLEARED: SessionEndCause.ValueType  # 3
 """The emergency was cleared before any media came."""
+SESSION_END_CAUSE_CAMERA_LOST: SessionEndCause.ValueType  # 4
+"""The camera has not come back for a week."""
 Global___SessionEndCause: _TypeAlias = SessionEndCause  # noqa: Y015
 
 class _GrantEndCause:

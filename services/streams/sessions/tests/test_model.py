@@ -54,6 +54,7 @@ def test_silence_first_degrades_then_interrupts_and_media_makes_a_gap_of_it() ->
     interrupted = degraded.silent(after(16))
     assert (interrupted.state, interrupted.degraded) == (SessionState.INTERRUPTED, False)
     assert interrupted.silent(after(100_000)) is interrupted
+    assert interrupted.silent(after(8 * 86_400)).end_cause == "CAMERA_LOST"
     back = interrupted.heard(after(60), stopped=False, now=after(60))
     assert (back.state, back.gaps) == (SessionState.LIVE, ((after(1), after(60)),))
     assert degraded.heard(after(5), stopped=False, now=after(5)).degraded is False
@@ -76,6 +77,11 @@ def test_an_end_is_final_and_has_its_first_cause() -> None:
 
 def test_what_is_stored_of_live_media_is_no_new_version() -> None:
     assert live(1).heard(after(2), stopped=False, now=after(2)).version == live(1).version
+
+
+def test_a_full_relay_is_better_than_none() -> None:
+    assert choose({"a": 0, "b": 9}, 3, {"a"}) == ["b", "b", "b"]
+    assert choose({"a": 1, "b": 0}, 2, {"a", "b"}) == ["b", "a"]
 
 
 def test_what_is_muted_or_not_kept_is_told_but_not_again_and_again() -> None:

@@ -1,0 +1,1 @@
+"""The audit log: what all services recorded, in one order, provable to outsiders."""

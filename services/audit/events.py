@@ -1,0 +1,66 @@
+"""Records in, checkpoints out; protobuf <-> model."""
+
+import os
+from collections.abc import Sequence
+from datetime import UTC
+from uuid import UUID
+
+from chassis.bus import Received, Record, parse
+from chassis.db import Transaction
+from chassis.errors import PoisonError
+from contracts.topics import AUDIT_CHECKPOINT, AUDIT_RECORD
+from sightline.audit.v1.leaf_pb2 import AuditCheckpoint, AuditDetail, AuditLeaf, AuditPersonal
+from sightline.audit.v1.record_pb2 import AuditRecord
+
+from services.audit.model import LEAF_VERSION, Arrived, Signed, personal_hash
+from services.audit.service import AuditService
+
+_SALT, _NAME, _TEXT = 32, 200, 2000  # bytes, and characters at the most
+
+
+def to_arrived(record: AuditRecord, salt: bytes) -> Arrived:
+    """A record in its two parts; PoisonError if it can have no place in the log."""
+    try:
+        is_id = str(UUID(record.record_id)) == record.record_id
+        at = record.at.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise PoisonError(f"no audit record: {error}") from error
+    names = (record.producer, record.action, record.agency_id or "-", record.emergency_id, record.caused_by)
+    if not is_id or not record.HasField("at") or not 0 < record.producer_seq < 2**63 or not record.producer or not record.action:
+        raise PoisonError("an audit record without id, time, producer, number or action")
+    if any(len(name) > _NAME or "\0" in name for name in names) or len(record.target) > _TEXT or len(record.actor.id) > _TEXT:
+        raise PoisonError("an audit record with impossible names")
+    details = [AuditDetail(key=key, value=record.details[key]) for key in sorted(record.details)]
+    personal = AuditPersonal(salt=salt, actor=record.actor, target=record.target, details=details, trace_id=record.trace_id)
+    private = personal.SerializeToString(deterministic=True)
+    leaf = AuditLeaf(
+        record_id=record.record_id, producer=record.producer, producer_seq=record.producer_seq, action=record.action,
+        outcome=record.outcome, actor_kind=record.actor.kind, agency_id=record.agency_id, emergency_id=record.emergency_id, at=record.at,
+        caused_by=record.caused_by, personal_hash=personal_hash(private),
+    )  # fmt: skip
+    return Arrived(
+        record.record_id, record.producer, record.producer_seq, record.action, record.agency_id, record.emergency_id, at,
+        LEAF_VERSION + leaf.SerializeToString(deterministic=True), private, (record.actor.agency_id, record.actor.id), record.target,
+    )  # fmt: skip
+
+
+class RecordReader:
+    """Takes in audit records of all producers."""
+
+    topics = (AUDIT_RECORD,)
+
+    def __init__(self, service: AuditService) -> None:
+        self._service = service
+
+    async def __call__(self, batch: Sequence[Received]) -> None:
+        """Handle records of `audit.record`."""
+        await self._service.take([to_arrived(parse(AuditRecord, received.value), os.urandom(_SALT)) for received in batch])
+
+
+class CheckpointAnnouncer:
+    """Publishes checkpoints with the transaction that signed them."""
+
+    def announce(self, tx: Transaction, signed: Signed) -> None:
+        """Publish it with the transaction."""
+        record = Record.of(AUDIT_CHECKPOINT, b"log", AuditCheckpoint(note=signed.note), source="audit", subject=f"audit/{signed.size}")
+        tx.emit(record)

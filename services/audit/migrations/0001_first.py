@@ -1,0 +1,53 @@
+"""Leaves, the tree's nodes, checkpoints, and the keys of what is personal."""
+
+from alembic import op
+from chassis.db import BASE_TABLES
+
+revision = "audit_0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Create the audit service's tables."""
+    op.execute(BASE_TABLES)
+    op.execute("""
+CREATE TABLE leaf (
+    index        bigint PRIMARY KEY,
+    record_id    uuid NOT NULL UNIQUE,
+    producer     text NOT NULL,
+    producer_seq bigint NOT NULL,
+    action       text NOT NULL,
+    agency_id    text NOT NULL,
+    emergency_id text NOT NULL,
+    at           timestamptz NOT NULL,
+    leaf         bytea NOT NULL,
+    -- The actor and the target by names that only the master key can make.
+    subject      bytea NOT NULL,
+    target       bytea NOT NULL,
+    sealed       bytea NOT NULL,
+    UNIQUE (producer, producer_seq)
+);
+CREATE INDEX leaf_by_agency ON leaf (agency_id, index);
+CREATE INDEX leaf_by_subject ON leaf (subject, index);
+CREATE INDEX leaf_by_target ON leaf (target, index);
+CREATE INDEX leaf_by_emergency ON leaf (emergency_id, index) WHERE emergency_id <> '';
+-- Hashes of complete subtrees; level 0 are the leaves'.
+CREATE TABLE node (
+    level int NOT NULL,
+    index bigint NOT NULL,
+    hash  bytea NOT NULL,
+    PRIMARY KEY (level, index)
+);
+CREATE TABLE checkpoint (
+    size      bigint PRIMARY KEY,
+    root      bytea NOT NULL,
+    note      text NOT NULL,
+    signed_at timestamptz NOT NULL
+);
+CREATE TABLE subject_key (
+    subject bytea PRIMARY KEY,
+    wrapped bytea NOT NULL
+);
+""")
+    for table in ("leaf", "node", "checkpoint"):
+        op.execute(f"COMMENT ON TABLE {table} IS 'append-only'")

@@ -1,0 +1,271 @@
+"""Records become leaves once and in order, proofs hold, and a database that was touched is not signed; on a real PostgreSQL."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from chassis.audit import Audit
+from chassis.bus import Publisher
+from chassis.clock import SystemClock
+from chassis.db import Database, Transaction
+from chassis.errors import InvalidRequest, NotFound, PoisonError
+from chassis.identity import Caller, Machine, Person
+from chassis.sealing import Sealer, Unsealable
+from chassis.settings import DatabaseSettings
+from contracts.topics import AUDIT_RECORD
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pymerkle import InmemoryTree
+from sightline.audit.v1.leaf_pb2 import AuditLeaf, AuditPersonal
+from sightline.audit.v1.record_pb2 import AUDIT_OUTCOME_DONE, AuditRecord
+from sightline.common.v1.actor_pb2 import ACTOR_KIND_PERSON, Actor
+from tlog.merkle import check_consistency, check_inclusion, leaf_hash
+from tlog.note import Checkpoint, Signer, open_checkpoint
+from uuid_utils import uuid7
+
+from services.audit.events import to_arrived
+from services.audit.model import LEAF_VERSION, Arrived, Inconsistent, Search, Signed, personal_hash
+from services.audit.service import AuditService
+from services.audit.store import FileCopies, Store
+
+SCHEMA = "audit"
+LOG = Signer("test.example/audit", Ed25519PrivateKey.generate())
+SEALER = Sealer(bytes(range(32)))
+AUDITOR = Caller(Machine("t", "platform", "console", "c"), Person("ada", "pd", frozenset({"auditor"})))
+
+
+class Told:
+    def __init__(self) -> None:
+        self.signed: list[Signed] = []
+
+    def announce(self, tx: Transaction, signed: Signed) -> None:
+        self.signed.append(signed)
+
+
+@pytest_asyncio.fixture(loop_scope="session", autouse=True)
+async def _empty(database: Database, databases: DatabaseSettings) -> AsyncIterator[None]:
+    """A log of its own for every test."""
+    async with database.statements() as db:
+        await db.execute("TRUNCATE leaf, node, checkpoint, subject_key")
+    yield
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def make(database: Database, publisher: Publisher, told: Told, folder: Path) -> AuditService:
+    clock = SystemClock()
+    audit = Audit("audit", AUDIT_RECORD, database, publisher, clock)
+    return AuditService(database, Store(), SEALER, LOG, FileCopies(folder), told, audit, clock)
+
+
+@pytest.fixture
+def log(database: Database, publisher: Publisher, told: Told, tmp_path: Path) -> AuditService:
+    return make(database, publisher, told, tmp_path)
+
+
+def record(n: int, producer: str = "streams", agency: str = "pd", actor: str = "sam") -> AuditRecord:
+    found = AuditRecord(
+        record_id=str(uuid7()), producer=producer, producer_seq=n, action="grant.issued", outcome=AUDIT_OUTCOME_DONE,
+        actor=Actor(kind=ACTOR_KIND_PERSON, id=actor, agency_id=agency), target=f"grants/{n}", agency_id=agency,
+        details={"viewer": actor, "camera": f"cam-{n}"},
+    )  # fmt: skip
+    found.at.FromDatetime(datetime.now(UTC))
+    return found
+
+
+def arrived(records: Sequence[AuditRecord]) -> list[Arrived]:
+    return [to_arrived(each, random.randbytes(32)) for each in records]
+
+
+async def take(log: AuditService, records: Sequence[AuditRecord]) -> None:
+    await log.take(arrived(records))
+    await log.integrate()
+
+
+async def newest(log: AuditService) -> Checkpoint:
+    note, key, _ = await log.log(AUDITOR)
+    assert key == str(LOG.verifier)
+    return open_checkpoint(note, LOG.verifier)[0]
+
+
+async def test_every_record_is_one_leaf_however_often_it_comes(log: AuditService, database: Database) -> None:
+    records = [record(n) for n in range(1, 41)]
+    dice = random.Random(1)
+    for _ in range(6):
+        some = dice.sample(records, 25)
+        await log.take(arrived(some + some[:5]))
+    await take(log, records)
+    async with database.statements() as db:
+        rows = await db.all("SELECT index, record_id::text FROM leaf ORDER BY index")
+    assert [row["index"] for row in rows] == list(range(40))
+    assert {row["record_id"] for row in rows} == {each.record_id for each in records}
+    assert (await newest(log)).size == 40
+    [producer] = (await log.log(AUDITOR))[2]
+    assert (producer.highest, producer.missing) == (40, 0)
+
+
+async def test_what_is_missing_is_counted(log: AuditService) -> None:
+    await take(log, [record(1), record(2), record(5), record(7, "registry")])
+    assert [(p.producer, p.highest, p.missing) for p in (await log.log(AUDITOR))[2]] == [("registry", 7, 6), ("streams", 5, 2)]
+
+
+async def test_a_number_with_two_records_is_refused_and_the_first_stays(log: AuditService) -> None:
+    first = record(1)
+    await take(log, [first])
+    for batch in ([record(1)], [record(2), record(2)]):
+        with pytest.raises(PoisonError, match="two records"):
+            await take(log, batch)
+    assert (await newest(log)).size == 1
+
+
+async def test_every_entry_is_proved_by_an_implementation_that_is_not_ours(log: AuditService) -> None:
+    other, old = InmemoryTree(algorithm="sha256"), []
+    for some in (range(1, 4), range(4, 5), range(5, 38)):
+        await take(log, [record(n) for n in some])
+        old.append(await newest(log))
+    point = old[-1]
+    for index in range(point.size):
+        entry, note, path = await log.entry(AUDITOR, index)
+        check_inclusion(leaf_hash(entry.leaf), index, point.size, path, open_checkpoint(note, LOG.verifier)[0].root)
+        other.append_entry(entry.leaf)
+        content = AuditLeaf.FromString(entry.leaf.removeprefix(LEAF_VERSION))
+        assert personal_hash(entry.personal) == content.personal_hash
+        assert AuditPersonal.FromString(entry.personal).actor.id == "sam"
+    assert [other.get_root(each.size) for each in old] == [each.root for each in old]
+    for each in old:
+        note, path = await log.prove_consistency(AUDITOR, each.size)
+        check_consistency(each.size, each.root, point.size, open_checkpoint(note, LOG.verifier)[0].root, path)
+    with pytest.raises(InvalidRequest):
+        await log.prove_consistency(AUDITOR, point.size + 1)
+    with pytest.raises(NotFound):
+        await log.entry(AUDITOR, point.size)
+
+
+async def test_several_replicas_make_one_log(database: Database, publisher: Publisher, told: Told, tmp_path: Path) -> None:
+    replicas = [make(database, publisher, told, tmp_path) for _ in range(3)]
+    records = [record(n) for n in range(1, 91)]
+    batches = [records[at : at + 9] for at in range(0, 90, 9)] * 2
+    await asyncio.gather(*(take(replicas[n % 3], batch) for n, batch in enumerate(batches)))
+    point = await newest(replicas[0])
+    assert point.size == 90
+    sizes = [signed.size for signed in told.signed]
+    assert sizes == sorted(set(sizes))
+
+
+async def test_leaves_without_a_checkpoint_get_one_later(log: AuditService) -> None:
+    """As after a death between the two."""
+    await take(log, [record(1)])
+    await log.take(arrived([record(2), record(3)]))
+    assert (await newest(log)).size == 1
+    with pytest.raises(NotFound):
+        await log.entry(AUDITOR, 2)  # it cannot be proved yet
+    await log.integrate()
+    assert (await newest(log)).size == 3
+
+
+TOUCHED = {
+    "a leaf is gone": "DELETE FROM leaf WHERE index = 6",
+    "a node at the edge is another": "UPDATE node SET hash = sha256('x') WHERE (level, index) = (2, 0)",
+    "a node at the edge is gone": "DELETE FROM node WHERE (level, index) = (0, 4)",
+    "the root is another": "UPDATE checkpoint SET root = sha256('x') WHERE size = 5",
+}
+
+
+@pytest.mark.parametrize("sql", TOUCHED.values(), ids=TOUCHED.keys())
+async def test_a_touched_database_is_not_signed(log: AuditService, database: Database, sql: str) -> None:
+    await take(log, [record(n) for n in range(1, 6)])
+    await log.take(arrived([record(n) for n in range(6, 9)]))
+    async with database.statements() as db:
+        assert await db.execute(sql) == 1
+    with pytest.raises(Inconsistent):
+        await log.integrate()
+    assert (await newest(log)).size == 5
+
+
+async def test_an_older_copy_of_the_database_is_not_gone_on_with(
+    log: AuditService, database: Database, publisher: Publisher, told: Told, tmp_path: Path
+) -> None:
+    await take(log, [record(1)])
+    await log.check_copies()
+    await take(log, [record(2), record(3)])
+    async with database.statements() as db:  # as it was after the first
+        for table in ("leaf WHERE index > 0", "node WHERE level > 0 OR index > 0", "checkpoint WHERE size > 1"):
+            await db.execute(f"DELETE FROM {table}")
+    with pytest.raises(Inconsistent, match="an older copy"):
+        await log.check_copies()
+    # And others appended to it, so that it is longer than what was signed.
+    fork = make(database, publisher, told, tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    await take(fork, [record(n, "other") for n in range(1, 9)])
+    with pytest.raises(Inconsistent, match="not the one that was signed"):
+        await log.check_copies()
+
+
+async def test_who_has_only_a_database_cannot_read_names_and_a_forgotten_one_is_gone(log: AuditService, database: Database) -> None:
+    await take(log, [record(1, actor="sam"), record(2, actor="kim")])
+    async with database.statements() as db:
+        [row] = await db.all("SELECT string_agg(encode(leaf || sealed || subject || target, 'escape'), '') AS bytes FROM leaf")
+        assert "sam" not in row["bytes"]
+        await db.execute("DELETE FROM subject_key WHERE subject = %s", [SEALER.tag("actor", "pd", "sam")])
+    entry, note, path = await log.entry(AUDITOR, 0)
+    assert entry.personal == b""
+    check_inclusion(leaf_hash(entry.leaf), 0, 2, path, open_checkpoint(note, LOG.verifier)[0].root)  # the tree is whole
+    assert (await log.entry(AUDITOR, 1))[0].personal
+
+
+async def test_entries_are_found_by_whom_what_and_when_within_the_agency(log: AuditService) -> None:
+    await take(log, [record(1), record(2, actor="kim"), record(3, agency="other"), record(4, actor="kim")])
+    now = datetime.now(UTC)
+
+    async def found(search: Search, before: int | None = None, limit: int = 10) -> list[int]:
+        return [entry.index for entry in await log.search(AUDITOR, search, before, limit)]
+
+    assert await found(Search("pd")) == [3, 1, 0]
+    assert await found(Search("pd"), before=3, limit=1) == [1]
+    assert await found(Search("pd", actor_id="kim")) == [3, 1]
+    assert await found(Search("pd", target="grants/1")) == [0]
+    assert await found(Search("pd", action="grant.revoked")) == []
+    assert await found(Search("pd", since=now + timedelta(hours=1))) == []
+    assert await found(Search("pd", until=now + timedelta(hours=1))) == [3, 1, 0]
+    with pytest.raises(NotFound):
+        await log.entry(AUDITOR, 2)  # another agency's
+
+
+def test_what_is_no_record_has_no_place() -> None:
+    for change in (
+        {"record_id": "x"}, {"producer_seq": 0}, {"producer": ""}, {"action": ""}, {"producer": "p\0"},
+        {"target": "t" * 3000}, {"agency_id": "a" * 300},
+    ):  # fmt: skip
+        bad = record(1)
+        for name, value in change.items():
+            setattr(bad, name, value)
+        with pytest.raises(PoisonError):
+            to_arrived(bad, bytes(32))
+    timeless = record(1)
+    timeless.ClearField("at")
+    with pytest.raises(PoisonError):
+        to_arrived(timeless, bytes(32))
+
+
+def test_what_is_sealed_opens_only_at_its_place() -> None:
+    subject = SEALER.tag("actor", "pd", "sam")
+    wrapped = SEALER.new_key(subject)
+    sealed = SEALER.seal(wrapped, subject, b"content", b"place")
+    assert SEALER.open(wrapped, subject, sealed, b"place") == b"content"
+    for key, who, what, place in (
+        (SEALER.new_key(subject), subject, sealed, b"place"),
+        (wrapped, SEALER.tag("actor", "pd", "kim"), sealed, b"place"),
+        (wrapped, subject, sealed[:-1] + bytes([sealed[-1] ^ 1]), b"place"),
+        (wrapped, subject, sealed, b"elsewhere"),
+        (wrapped, subject, b"", b"place"),
+    ):
+        with pytest.raises(Unsealable):
+            SEALER.open(key, who, what, place)
+    with pytest.raises(ValueError, match="32"):
+        Sealer(b"short")
