@@ -33,6 +33,9 @@ class Reader:
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
             "fetch.error.backoff.ms": 100,
+            # Whoever died in a group is missed for so long; brokers allow no less.
+            "session.timeout.ms": 6000,
+            "heartbeat.interval.ms": 2000,
         }
         self._thread = ThreadPoolExecutor(1, f"kafka-{name}")  # librdkafka's calls block: they get a thread of their own
         self.caught_up = asyncio.Event()

@@ -1,0 +1,122 @@
+"""The log of a running system: what happened is in it, provable from outside, and its own reading too; killed again and again it has no gap."""
+
+from collections.abc import Callable
+
+import grpc
+import psycopg
+import pytest
+from chassis.rpc import reason_of
+from sightline.audit.v1 import audit_service_pb2 as pb
+from sightline.audit.v1.leaf_pb2 import AuditPersonal
+from sightline.audit.v1.record_pb2 import AUDIT_OUTCOME_REFUSED
+from testkit.trial.rig import Rig
+from tlog.merkle import Frontier, check_consistency, check_inclusion, leaf_hash
+from tlog.note import Checkpoint, Verifier, open_checkpoint
+
+from tools.desk import Desk
+from tools.local.stack import Stack
+from tools.roster import AGENCY, Member
+from tools.world import World, until
+
+Someone = Callable[..., Member]
+
+
+async def _found(auditor: Desk, *actions: str, **search: str) -> list[pb.Entry]:
+    """Entries of these actions, once there is one of each."""
+
+    async def all_of_them() -> list[pb.Entry] | None:
+        answer = await auditor.call(auditor.audit.SearchEntries, pb.SearchEntriesRequest(page_size=200, **search))  # type: ignore[arg-type]
+        return list(answer.entries) if set(actions) <= {entry.content.action for entry in answer.entries} else None
+
+    return await until(all_of_them, f"{actions} in the log")
+
+
+async def _checkpoint(auditor: Desk) -> tuple[Checkpoint, Verifier]:
+    async def signed() -> pb.GetLogResponse | None:
+        answer: pb.GetLogResponse = await auditor.call(auditor.audit.GetLog, pb.GetLogRequest())
+        return answer if answer.checkpoint else None
+
+    log = await until(signed, "a checkpoint")
+    key = Verifier.parse(log.key)
+    return open_checkpoint(log.checkpoint, key)[0], key
+
+
+async def test_what_happened_in_an_emergency_is_provable(world: World, someone: Someone, stack: Stack) -> None:
+    officer = await world.duty(someone())
+    pressed = await world.press(officer.radio)
+    await world.states(pressed.emergency_id)
+    async with Desk(stack, f"auditor@{AGENCY}") as auditor:
+        before, key = await _checkpoint(auditor)
+        await world.clear(pressed.emergency_id)
+        wanted = ("emergency.raised", "activation.decided", "activation.outcome", "emergency.cleared")
+        entries = await _found(auditor, *wanted, emergency_id=pressed.emergency_id)
+        for entry in entries:
+            answer = await auditor.call(auditor.audit.GetEntry, pb.GetEntryRequest(index=entry.index))
+            point = open_checkpoint(answer.checkpoint, key)[0]
+            check_inclusion(leaf_hash(answer.entry.leaf), entry.index, point.size, list(answer.path), point.root)
+        cleared = next(entry for entry in entries if entry.content.action == "emergency.cleared")
+        assert AuditPersonal.FromString(cleared.personal).actor.id.startswith("supervisor")
+        proof = await auditor.call(auditor.audit.ProveConsistency, pb.ProveConsistencyRequest(size=before.size))
+        now = open_checkpoint(proof.checkpoint, key)[0]
+        check_consistency(before.size, before.root, now.size, now.root, list(proof.path))
+        # That somebody has read the log is in the log.
+        for action in ("audit.searched", "audit.entry_read"):
+            [entry, *_] = await _found(auditor, action, action=action)
+            assert AuditPersonal.FromString(entry.personal).actor.id == "auditor"
+
+
+async def test_only_auditors_read_the_log_and_only_of_their_agency(world: World, someone: Someone, stack: Stack) -> None:
+    officer = await world.duty(someone())
+    pressed = await world.press(officer.radio)
+    async with Desk(stack, f"auditor@{AGENCY}") as auditor:
+        entries = await _found(auditor, "emergency.raised", emergency_id=pressed.emergency_id)
+    for user, method, request, reason in (
+        (f"supervisor@{AGENCY}", "SearchEntries", pb.SearchEntriesRequest(), "CALLER_NOT_ALLOWED"),
+        (f"officer@{AGENCY}", "GetLog", pb.GetLogRequest(), "CALLER_NOT_ALLOWED"),
+        ("auditor@elsewhere-pd", "GetEntry", pb.GetEntryRequest(index=entries[0].index), "NOT_FOUND"),
+        (f"auditor@{AGENCY}", "ProveConsistency", pb.ProveConsistencyRequest(size=2**40), "INVALID_FIELD"),
+    ):
+        async with Desk(stack, user) as desk:
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await desk.call(getattr(desk.audit, method), request)
+            assert reason_of(error.value) == reason
+    async with Desk(stack, f"auditor@{AGENCY}") as auditor:
+        target = "/sightline.audit.v1.AuditService/SearchEntries"
+        [refused, *_] = await _found(auditor, "call.refused", action="call.refused", target=target)
+        assert refused.content.outcome == AUDIT_OUTCOME_REFUSED
+
+
+async def test_killed_again_and_again_the_log_has_no_gap_and_one_history(world: World, someone: Someone, stack: Stack) -> None:
+    officers = [await world.duty(someone()) for _ in range(6)]
+    async with Rig(stack) as rig, Desk(stack, f"auditor@{AGENCY}") as auditor:
+        for officer in officers:
+            pressed = await world.press(officer.radio)
+            await rig.kill("audit-a")
+        await _found(auditor, "emergency.raised", emergency_id=pressed.emergency_id)
+
+        async def complete() -> bool:
+            log = await auditor.call(auditor.audit.GetLog, pb.GetLogRequest())
+            return not any(producer.missing for producer in log.producers)
+
+        await until(complete, "a log without gaps")
+        point, key = await _checkpoint(auditor)
+    with psycopg.connect(stack.database) as connection:
+        leaves = connection.execute("SELECT index, leaf FROM audit.leaf ORDER BY index").fetchall()
+        checkpoints = connection.execute("SELECT size, note FROM audit.checkpoint ORDER BY size").fetchall()
+    assert [index for index, _ in leaves] == list(range(len(leaves)))
+    frontier, roots = Frontier(), {}
+    for _, leaf in leaves:
+        list(frontier.append(leaf_hash(bytes(leaf))))
+        roots[frontier.size] = frontier.root()
+    assert roots[point.size] == point.root
+    for size, note in checkpoints:
+        assert open_checkpoint(note, key)[0].root == roots[size]
+
+
+def test_the_service_cannot_change_what_it_wrote(stack: Stack) -> None:
+    with psycopg.connect(stack.database, autocommit=True) as connection:
+        connection.execute("SET ROLE audit")
+        for table, column in (("leaf", "leaf"), ("node", "hash"), ("checkpoint", "root")):
+            for statement in (f"UPDATE audit.{table} SET {column} = ''", f"DELETE FROM audit.{table}", f"TRUNCATE audit.{table}"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute(statement)
