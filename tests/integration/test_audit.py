@@ -1,4 +1,4 @@
-"""The log of a running system: what happened is in it, provable from outside, and its own reading too; killed again and again it has no gap."""
+"""The log of a running system: what happened is in it, provable from outside, and its own reading too; killed, it has no gap."""
 
 from collections.abc import Callable
 
