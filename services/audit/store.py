@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import LiteralString
 
 from chassis.db import Row, Statements, Transaction
@@ -168,9 +169,9 @@ class FileCopies:
         there = self.newest()
         if there is not None and there.size >= signed.size:
             return
-        temporary = self._file.with_suffix(f".{os.getpid()}")
-        with temporary.open("w") as file:
+        # Replicas may share the folder.
+        with NamedTemporaryFile("w", dir=self._file.parent, prefix=".", delete=False) as file:
             json.dump({"size": signed.size, "root": signed.root.hex(), "note": signed.note}, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(self._file)
+        Path(file.name).replace(self._file)
