@@ -187,7 +187,8 @@ class Database:
         async with self._connection() as connection:
             # Set each time, whatever the last one left behind; neither asks the server.
             await connection.set_autocommit(False)
-            await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ if snapshot else None)
+            level = psycopg.IsolationLevel.REPEATABLE_READ if snapshot else psycopg.IsolationLevel.READ_COMMITTED
+            await connection.set_isolation_level(level)
             tx = Transaction(connection)
             yield tx
             ids = await tx.store_outbox()
@@ -305,7 +306,7 @@ def migrate(url: str, schema: str, versions: Path) -> None:
     config.set_main_option("path_separator", "os")
     config.attributes |= {"url": url, "schema": schema}
     command.upgrade(config, "head")
-    with psycopg.connect(url, autocommit=True) as connection:
+    with psycopg.connect(url) as connection:  # one transaction: no right is there for a moment
         name = sql.Identifier(schema)
         for statement in (
             "GRANT USAGE ON SCHEMA {0} TO {0}",
@@ -316,9 +317,10 @@ def migrate(url: str, schema: str, versions: Path) -> None:
             "REVOKE ALL ON {0}.alembic_version FROM {0}",
         ):
             connection.execute(sql.SQL(statement).format(name))
-        # What a migration comments as append-only the role that runs the service cannot change.
-        for (table,) in connection.execute(
-            "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace AND obj_description(oid, 'pg_class') = 'append-only'",
-            [schema],
-        ).fetchall():
-            connection.execute(sql.SQL("REVOKE UPDATE, DELETE, TRUNCATE ON {0}.{1} FROM {0}").format(name, sql.Identifier(table)))
+        # What a migration comments like this the role that runs the service cannot change.
+        for comment, revoked in (("append-only", "UPDATE, DELETE, TRUNCATE"), ("never changed", "UPDATE")):
+            for (table,) in connection.execute(
+                "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace AND obj_description(oid, 'pg_class') = %s",
+                [schema, comment],
+            ).fetchall():
+                connection.execute(sql.SQL("REVOKE {2} ON {0}.{1} FROM {0}").format(name, sql.Identifier(table), sql.SQL(revoked)))

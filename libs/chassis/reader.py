@@ -178,11 +178,17 @@ class BatchReader(Reader):
         self._handle_batch, self._linger_s = handle, linger_s
 
     async def _handle_all(self, batch: Sequence[Received]) -> None:
-        try:
-            await self._handle_batch(batch)
-        except Exception as error:
-            telemetry.log().warning("a batch is handled one by one", reader=self._name, records=len(batch), error=repr(error))
-            await super()._handle_all(batch)
+        pause = _BACKOFF_S
+        while True:
+            try:
+                return await self._handle_batch(batch)
+            except TRANSIENT as error:
+                telemetry.log().warning("waiting to handle a batch", reader=self._name, records=len(batch), error=str(error))
+            except Exception as error:
+                telemetry.log().warning("a batch is handled one by one", reader=self._name, records=len(batch), error=repr(error))
+                return await super()._handle_all(batch)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _BACKOFF_MAX_S)
 
 
 def dead_letter(reader: str, received: Received, error: Exception) -> Record:

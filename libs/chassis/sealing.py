@@ -26,7 +26,7 @@ class Sealer:
 
     def tag(self, *names: str) -> bytes:
         """A name of 32 bytes for something personal: equal for equal names, and nobody without the master key can try them out."""
-        return hmac.digest(self._naming, "\0".join(names).encode(), hashlib.sha256)
+        return hmac.digest(self._naming, b"".join(len(n).to_bytes(4) + n for n in map(str.encode, names)), hashlib.sha256)
 
     def new_key(self, subject: bytes) -> bytes:
         """A new key for a subject, wrapped."""

@@ -126,7 +126,7 @@ def check_consistency(old: int, old_root: bytes, new: int, new_root: bytes, path
     if not 0 <= old <= new:
         raise ProofError(f"a tree of {new} leaves cannot begin with one of {old}")
     if old in (0, new):
-        if path or (old_root != new_root if old == new else old_root != EMPTY_ROOT):
+        if path or (old == new and old_root != new_root) or (old == 0 and old_root != EMPTY_ROOT):
             raise ProofError(f"two different trees of {old} leaves" if not path else "the path is too long")
         return
     steps = [old_root, *path] if old & (old - 1) == 0 else list(path)

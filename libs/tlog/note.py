@@ -162,7 +162,7 @@ class Checkpoint:
             raise NoteError("no checkpoint: the log's name, its size, its root")
         try:
             root = base64.b64decode(lines[2], validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise NoteError("no checkpoint: the root cannot be read") from error
         if len(root) != _ROOT:
             raise NoteError(f"no checkpoint: a root of {len(root)} bytes")

@@ -50,6 +50,8 @@ async def main(app: App[AuditSettings]) -> None:
             await service.check_copies()
         except Inconsistent as error:
             raise Misconfigured(f"the log is not gone on with: {error}") from error
+        except (ValueError, KeyError) as error:
+            raise Misconfigured(f"the newest checkpoint in {settings.checkpoint_dir} cannot be read: {error!r}") from error
 
     await wait_for("PostgreSQL", check)
     server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
@@ -67,16 +69,19 @@ async def main(app: App[AuditSettings]) -> None:
 
 def _master_key(file: Path) -> bytes:
     try:
-        return base64.b64decode(file.read_text(), validate=True)
+        key = base64.b64decode(file.read_text().strip(), validate=True)
     except ValueError as error:
         raise Misconfigured(f"{file} is no master key: 32 bytes as base64") from error
+    if len(key) != 32:
+        raise Misconfigured(f"{file} is no master key: {len(key)} bytes instead of 32, as base64")
+    return key
 
 
 def _signing_key(file: Path) -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(file.read_bytes(), None)
-    except ValueError as error:
-        raise Misconfigured(f"{file} is no private key: {error}") from error
+    except (ValueError, TypeError) as error:  # the latter: it wants a password
+        raise Misconfigured(f"{file} is no private key that can be read: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise Misconfigured(f"{file} is no Ed25519 key")
     return key

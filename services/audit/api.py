@@ -1,20 +1,24 @@
 """The gRPC face of the log."""
 
-from datetime import UTC
+import re
+from datetime import UTC, datetime
 from typing import Any
 
 from chassis.clock import stamp
+from chassis.errors import InvalidRequest
 from chassis.paging import page_cursor, page_token
 from chassis.rpc import caller
-from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.audit.v1 import audit_service_pb2 as pb
 from sightline.audit.v1.audit_service_pb2_grpc import AuditServiceServicer
 from sightline.audit.v1.leaf_pb2 import AuditLeaf
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 from services.audit.model import LEAF_VERSION, Entry, Search
 from services.audit.service import AuditService
 
 _DEFAULT_PAGE = 50
+_PAGE_BYTES = 2 * 1024 * 1024  # an answer has at most 4 MiB, and one more entry
+_INDEX = re.compile(r"[0-9]{1,18}")
 
 
 class AuditApi(AuditServiceServicer):
@@ -38,17 +42,24 @@ class AuditApi(AuditServiceServicer):
 
     async def SearchEntries(self, request: pb.SearchEntriesRequest, context: Any) -> pb.SearchEntriesResponse:
         """A page of entries."""
-        size, since, until = request.page_size or _DEFAULT_PAGE, _time(request, "since"), _time(request, "until")
+        size = request.page_size or _DEFAULT_PAGE
         search = Search(
-            caller().agency_id, request.actor_id, request.target, request.action, request.emergency_id,
-            since.ToDatetime(UTC) if since else None, until.ToDatetime(UTC) if until else None,
+            caller().agency_id, request.actor_id, request.actor_agency_id, request.target, request.action, request.emergency_id,
+            _time(request, "since"), _time(request, "until"),
         )  # fmt: skip
         query = f"SearchEntries/{search}"
         before = page_cursor(query, request.page_token)
+        if before and not _INDEX.fullmatch(before):
+            raise InvalidRequest(Reason.ERROR_REASON_PAGE_TOKEN_INVALID, "the page token is not one that this query gave")
         found = await self._service.search(caller(), search, int(before) if before else None, size)
-        response = pb.SearchEntriesResponse(entries=map(_entry, found))
-        if len(found) == size:
-            response.next_page_token = page_token(query, str(found[-1].index))
+        response, room = pb.SearchEntriesResponse(), _PAGE_BYTES
+        for entry in found:
+            response.entries.append(_entry(entry))
+            room -= 2 * len(entry.leaf) + len(entry.personal)
+            if room < 0:
+                break
+        if len(response.entries) < len(found) or len(found) == size:
+            response.next_page_token = page_token(query, str(response.entries[-1].index))
         return response
 
     async def ProveConsistency(self, request: pb.ProveConsistencyRequest, context: Any) -> pb.ProveConsistencyResponse:
@@ -57,8 +68,14 @@ class AuditApi(AuditServiceServicer):
         return pb.ProveConsistencyResponse(checkpoint=checkpoint, path=path)
 
 
-def _time(request: pb.SearchEntriesRequest, name: str) -> Timestamp | None:
-    return getattr(request, name) if request.HasField(name) else None  # type: ignore[arg-type]
+def _time(request: pb.SearchEntriesRequest, name: str) -> datetime | None:
+    if not request.HasField(name):  # type: ignore[arg-type]
+        return None
+    try:
+        found: datetime = getattr(request, name).ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, f"{name} is no time", violations={name: str(error)}) from error
+    return found
 
 
 def _entry(entry: Entry) -> pb.Entry:

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from datetime import UTC
 from uuid import UUID
 
-from chassis.bus import Received, Record, parse
+from chassis import telemetry
+from chassis.bus import TRANSIENT, Received, Record, parse
 from chassis.db import Transaction
-from chassis.errors import PoisonError
+from chassis.errors import PoisonError, Unavailable
+from chassis.identity import PLATFORM
 from contracts.topics import AUDIT_CHECKPOINT, AUDIT_RECORD
 from sightline.audit.v1.leaf_pb2 import AuditCheckpoint, AuditDetail, AuditLeaf, AuditPersonal
 from sightline.audit.v1.record_pb2 import AuditRecord
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 from services.audit.model import LEAF_VERSION, Arrived, Signed, personal_hash
 from services.audit.service import AuditService
@@ -25,7 +28,7 @@ def to_arrived(record: AuditRecord, salt: bytes) -> Arrived:
         at = record.at.ToDatetime(UTC)
     except (ValueError, OverflowError) as error:
         raise PoisonError(f"no audit record: {error}") from error
-    names = (record.producer, record.action, record.agency_id or "-", record.emergency_id, record.caused_by)
+    names = (record.producer, record.action, record.agency_id, record.emergency_id, record.caused_by, record.actor.agency_id)
     if not is_id or not record.HasField("at") or not 0 < record.producer_seq < 2**63 or not record.producer or not record.action:
         raise PoisonError("an audit record without id, time, producer, number or action")
     if any(len(name) > _NAME or "\0" in name for name in names) or len(record.target) > _TEXT or len(record.actor.id) > _TEXT:
@@ -39,7 +42,7 @@ def to_arrived(record: AuditRecord, salt: bytes) -> Arrived:
         caused_by=record.caused_by, personal_hash=personal_hash(private),
     )  # fmt: skip
     return Arrived(
-        record.record_id, record.producer, record.producer_seq, record.action, record.agency_id, record.emergency_id, at,
+        record.record_id, record.producer, record.producer_seq, record.action, record.agency_id or PLATFORM, record.emergency_id, at,
         LEAF_VERSION + leaf.SerializeToString(deterministic=True), private, (record.actor.agency_id, record.actor.id), record.target,
     )  # fmt: skip
 
@@ -54,7 +57,14 @@ class RecordReader:
 
     async def __call__(self, batch: Sequence[Received]) -> None:
         """Handle records of `audit.record`."""
-        await self._service.take([to_arrived(parse(AuditRecord, received.value), os.urandom(_SALT)) for received in batch])
+        arrived = [to_arrived(parse(AuditRecord, received.value), os.urandom(_SALT)) for received in batch]
+        try:
+            await self._service.take(arrived)
+        except (PoisonError, *TRANSIENT):
+            raise
+        except Exception as error:  # a record that is set aside is a gap for ever: whatever is wrong with us, it waits
+            telemetry.log().exception("records wait for somebody to mend this", records=len(batch))
+            raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, str(error)) from error
 
 
 class CheckpointAnnouncer:

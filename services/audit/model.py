@@ -30,14 +30,14 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Stored:
-    """An entry as it is kept. `wrapped` is the key of its personal part; None if it was forgotten."""
+    """An entry as it is kept. `subject` and `wrapped` are whom its personal part is sealed for, and how; None if they were forgotten."""
 
     index: int
     record_id: str
     agency_id: str
     leaf: bytes
-    subject: bytes
     sealed: bytes
+    subject: bytes | None
     wrapped: bytes | None
 
 
@@ -75,6 +75,7 @@ class Search:
 
     agency_id: str
     actor_id: str = ""
+    actor_agency_id: str = ""
     target: str = ""
     action: str = ""
     emergency_id: str = ""

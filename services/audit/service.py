@@ -12,15 +12,16 @@ from chassis.audit import Entry as Noted
 from chassis.clock import Clock
 from chassis.db import Database, Statements, Transaction
 from chassis.errors import InvalidRequest, NotFound, PoisonError
-from chassis.identity import Caller
-from chassis.sealing import Sealer
+from chassis.identity import PLATFORM, Caller
+from chassis.sealing import Sealer, Unsealable
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
-from tlog.merkle import EMPTY_ROOT, Frontier, Node, consistency, inclusion, leaf_hash
-from tlog.note import Checkpoint, SignedNote, Signer
+from tlog.merkle import EMPTY_ROOT, Frontier, Node, ProofError, check_consistency, consistency, inclusion, leaf_hash
+from tlog.note import Checkpoint, NoteError, SignedNote, Signer, open_checkpoint
+from uuid_utils import uuid7
 
 from services.audit.model import Arrived, Entry, Inconsistent, Producer, Search, Signed, Stored
 
-_LEAVES_AT_ONCE, _LOOK_S = 2000, 1.0
+_LEAVES_AT_ONCE, _LOOK_S, _INCONSISTENT_S = 2000, 1.0, 10.0
 
 
 class Store(Protocol):
@@ -29,8 +30,8 @@ class Store(Protocol):
     async def lock(self, tx: Transaction) -> None: ...
     async def known(self, tx: Transaction, names: Sequence[tuple[str, int]]) -> dict[tuple[str, int], str]: ...
     async def next_index(self, tx: Transaction) -> int: ...
-    async def keys(self, tx: Transaction, subjects: Sequence[bytes], new: Sequence[bytes]) -> dict[bytes, bytes]: ...
-    async def append(self, tx: Transaction, rows: Sequence[tuple[int, Arrived, bytes, bytes, bytes]]) -> None: ...
+    async def keys(self, tx: Transaction, new: Sequence[tuple[str, bytes, bytes]]) -> dict[bytes, tuple[str, bytes]]: ...
+    async def append(self, tx: Transaction, rows: Sequence[tuple[int, Arrived, str, bytes, bytes]]) -> None: ...
     async def leaves(self, db: Statements, since: int, limit: int) -> list[tuple[int, bytes]]: ...
     async def nodes(self, db: Statements, names: Sequence[tuple[int, int]]) -> dict[tuple[int, int], bytes]: ...
     async def add_nodes(self, tx: Transaction, nodes: Sequence[tuple[int, int, bytes]]) -> None: ...
@@ -38,7 +39,14 @@ class Store(Protocol):
     async def sign(self, tx: Transaction, signed: Signed, after: int, at: datetime) -> bool: ...
     async def entry(self, db: Statements, index: int) -> Stored | None: ...
     async def search(
-        self, db: Statements, search: Search, size: int, subject: bytes | None, target: bytes | None, before: int | None, limit: int
+        self,
+        db: Statements,
+        search: Search,
+        size: int,
+        subjects: Sequence[bytes] | None,
+        target: bytes | None,
+        before: int | None,
+        limit: int,
     ) -> list[Stored]: ...
     async def producers(self, db: Statements) -> list[Producer]: ...
 
@@ -100,12 +108,12 @@ class AuditService:
 
     async def _append(self, tx: Transaction, new: Sequence[Arrived]) -> None:
         subjects = [self._sealer.tag("actor", *each.actor) for each in new]
-        wanted = sorted(set(subjects))
-        keys = await self._store.keys(tx, wanted, [self._sealer.new_key(subject) for subject in wanted])
+        keys = await self._store.keys(tx, [(str(uuid7()), subject, self._sealer.new_key(subject)) for subject in sorted(set(subjects))])
         rows = []
         for index, (each, subject) in enumerate(zip(new, subjects, strict=True), await self._store.next_index(tx)):
-            sealed = self._sealer.seal(keys[subject], subject, each.personal, each.record_id.encode())
-            rows.append((index, each, subject, self._sealer.tag("target", each.target), sealed))
+            key_id, wrapped = keys[subject]
+            sealed = self._sealer.seal(wrapped, subject, each.personal, each.record_id.encode())
+            rows.append((index, each, key_id, self._sealer.tag("target", each.target), sealed))
         await self._store.append(tx, rows)
 
     async def integrate(self) -> None:
@@ -122,7 +130,11 @@ class AuditService:
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_S):
                 await self._grown.wait()
-        await self.integrate()
+        try:
+            await self.integrate()
+        except Inconsistent as error:  # what was signed can still be proved
+            telemetry.log().error("nothing more is signed until somebody has looked", why=str(error))
+            await asyncio.sleep(_INCONSISTENT_S)
 
     async def _integrate_some(self) -> bool:
         async with self._database.transaction() as tx:
@@ -131,7 +143,10 @@ class AuditService:
             size = last.size if last else 0
             leaves = await self._store.leaves(tx, size, _LEAVES_AT_ONCE)
             if not leaves:
+                if last is not None:
+                    await asyncio.to_thread(self._copies.keep, last)  # should we have died before that
                 return False
+            await self._check_signed(tx, last)
             frontier = await self._frontier(tx, size, last.root if last else EMPTY_ROOT)
             nodes = []
             for index, leaf in leaves:
@@ -143,7 +158,7 @@ class AuditService:
             if not await self._store.sign(tx, signed, size, self._clock.now()):
                 raise Inconsistent(f"there is another checkpoint after the one of {size} leaves")
             self._announcer.announce(tx, signed)
-        self._copies.keep(signed)
+        await asyncio.to_thread(self._copies.keep, signed)
         return len(leaves) == _LEAVES_AT_ONCE
 
     async def _frontier(self, db: Statements, size: int, root: bytes) -> Frontier:
@@ -162,19 +177,33 @@ class AuditService:
 
     async def check_copies(self) -> None:
         """Before anything is taken: the database must not be behind what was copied out of it, nor be another one."""
-        copied = self._copies.newest()
         async with self._database.statements() as db:
             there = await self._store.newest(db)
-            if copied is None:
-                if there is not None:
-                    self._copies.keep(there)
-                return
-            if there is None or there.size < copied.size:
-                raise Inconsistent(
-                    f"the database has {there.size if there else 0} leaves, and {copied.size} were signed: it is an older copy"
-                )
-            frontier = await self._frontier(db, copied.size, copied.root)
-            telemetry.log().info("the database has what was signed", leaves=frontier.size)
+            await self._check_signed(db, there)
+        if there is not None:
+            await asyncio.to_thread(self._copies.keep, there)
+            telemetry.log().info("the database has what was signed", leaves=there.size)
+
+    async def _check_signed(self, db: Statements, last: Signed | None) -> None:
+        """The database's newest checkpoint must be one that we signed, and begin with what was copied: it may be exchanged under us."""
+        size = last.size if last else 0
+        if last is not None:
+            try:
+                found, _ = open_checkpoint(last.note, self._signer.verifier)
+            except NoteError as error:
+                raise Inconsistent(f"the newest checkpoint is not ours: {error}") from error
+            if (found.size, found.root) != (last.size, last.root):
+                raise Inconsistent("the newest checkpoint is not what was signed")
+        copied = await asyncio.to_thread(self._copies.newest)
+        if copied is None or (last is not None and (copied.size, copied.root) == (last.size, last.root)):
+            return
+        if last is None or copied.size > size:
+            raise Inconsistent(f"the database has {size} leaves, and {copied.size} were signed: it is an older copy")
+        try:
+            path = await self._proof(db, lambda node: consistency(node, copied.size, size))
+            check_consistency(copied.size, copied.root, size, last.root, path)
+        except (ProofError, KeyError) as error:
+            raise Inconsistent(f"the tree of {size} leaves is not the one that was signed: {error}") from error
 
     # --- out -----------------------------------------------------------------------------------------------------
 
@@ -196,11 +225,13 @@ class AuditService:
 
     async def search(self, caller: Caller, search: Search, before: int | None, limit: int) -> list[Entry]:
         """A page of what is found, the newest first."""
-        subject = self._sealer.tag("actor", search.agency_id, search.actor_id) if search.actor_id else None
+        # Unless it is said, an actor is of the agency, or of the platform, whose services act in everybody's matters.
+        agencies = [search.actor_agency_id] if search.actor_agency_id else [search.agency_id, PLATFORM]
+        subjects = [self._sealer.tag("actor", agency, search.actor_id) for agency in agencies] if search.actor_id else None
         target = self._sealer.tag("target", search.target) if search.target else None
         async with self._database.transaction() as tx:
             newest = await self._store.newest(tx)  # what is shown can be proved
-            found = await self._store.search(tx, search, newest.size if newest else 0, subject, target, before, limit)
+            found = await self._store.search(tx, search, newest.size if newest else 0, subjects, target, before, limit)
             details = {
                 "actor": search.actor_id, "target": search.target, "action": search.action, "emergency": search.emergency_id,
                 "found": str(len(found)),
@@ -231,8 +262,11 @@ class AuditService:
 
     def _opened(self, stored: Stored) -> Entry:
         personal = b""
-        if stored.wrapped is not None:
-            personal = self._sealer.open(stored.wrapped, stored.subject, stored.sealed, stored.record_id.encode())
+        if stored.subject is not None and stored.wrapped is not None:
+            try:
+                personal = self._sealer.open(stored.wrapped, stored.subject, stored.sealed, stored.record_id.encode())
+            except Unsealable as error:
+                telemetry.log().error("a personal part cannot be opened", index=stored.index, why=str(error))
         return Entry(stored.index, stored.leaf, personal)
 
     def _note(self, tx: Transaction, caller: Caller, action: str, target: str, details: dict[str, str]) -> None:

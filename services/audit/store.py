@@ -1,5 +1,6 @@
 """The SQL of the log, and the copies of its checkpoints in a folder."""
 
+import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -13,12 +14,12 @@ from chassis.db import Row, Statements, Transaction
 from services.audit.model import Arrived, Producer, Search, Signed, Stored
 
 _STORED: LiteralString = (
-    "SELECT l.index, l.record_id::text, l.agency_id, l.leaf, l.subject, l.sealed, k.wrapped FROM leaf l"
-    " LEFT JOIN subject_key k USING (subject)"
+    "SELECT l.index, l.record_id::text, l.agency_id, l.leaf, l.sealed, k.subject, k.wrapped FROM leaf l"
+    " LEFT JOIN subject_key k USING (key_id)"
 )
 _SEARCH: LiteralString = (
     " WHERE l.agency_id = %(agency)s AND (%(before)s::bigint IS NULL OR l.index < %(before)s) AND l.index < %(size)s"
-    " AND (%(subject)s::bytea IS NULL OR l.subject = %(subject)s) AND (%(target)s::bytea IS NULL OR l.target = %(target)s)"
+    " AND (%(subjects)s::bytea[] IS NULL OR k.subject = ANY(%(subjects)s)) AND (%(target)s::bytea IS NULL OR l.target = %(target)s)"
     " AND (%(action)s = '' OR l.action = %(action)s) AND (%(emergency)s = '' OR l.emergency_id = %(emergency)s)"
     " AND (%(since)s::timestamptz IS NULL OR l.at >= %(since)s) AND (%(until)s::timestamptz IS NULL OR l.at < %(until)s)"
     " ORDER BY l.index DESC LIMIT %(limit)s"
@@ -46,17 +47,19 @@ class Store:
         row = await tx.one("SELECT coalesce(max(index) + 1, 0) AS index FROM leaf")
         return int(row["index"]) if row else 0
 
-    async def keys(self, tx: Transaction, subjects: Sequence[bytes], new: Sequence[bytes]) -> dict[bytes, bytes]:
-        """The subjects' wrapped keys; those without one get the new one of the same place."""
+    async def keys(self, tx: Transaction, new: Sequence[tuple[str, bytes, bytes]]) -> dict[bytes, tuple[str, bytes]]:
+        """Subjects' keys, as (id, wrapped); `new` are (id, subject, wrapped) for those that have none yet."""
+        columns = [list(column) for column in zip(*new, strict=True)]
         await tx.execute(
-            "INSERT INTO subject_key (subject, wrapped) SELECT * FROM unnest(%s::bytea[], %s::bytea[]) ON CONFLICT DO NOTHING",
-            [list(subjects), list(new)],
+            "INSERT INTO subject_key (key_id, subject, wrapped) SELECT * FROM unnest(%s::uuid[], %s::bytea[], %s::bytea[])"
+            " ON CONFLICT DO NOTHING",
+            columns,
         )
-        rows = await tx.all("SELECT subject, wrapped FROM subject_key WHERE subject = ANY(%s)", [list(subjects)])
-        return {bytes(row["subject"]): bytes(row["wrapped"]) for row in rows}
+        rows = await tx.all("SELECT key_id::text, subject, wrapped FROM subject_key WHERE subject = ANY(%s)", [columns[1]])
+        return {bytes(row["subject"]): (row["key_id"], bytes(row["wrapped"])) for row in rows}
 
-    async def append(self, tx: Transaction, rows: Sequence[tuple[int, Arrived, bytes, bytes, bytes]]) -> None:
-        """Insert leaves: place, record, subject, target, sealed personal part."""
+    async def append(self, tx: Transaction, rows: Sequence[tuple[int, Arrived, str, bytes, bytes]]) -> None:
+        """Insert leaves: place, record, key, target, sealed personal part."""
         columns = zip(
             *(
                 (
@@ -69,19 +72,19 @@ class Store:
                     a.emergency_id,
                     a.at,
                     a.leaf,
-                    subject,
+                    key_id,
                     target,
                     sealed,
                 )
-                for index, a, subject, target, sealed in rows
+                for index, a, key_id, target, sealed in rows
             ),
             strict=True,
         )
         await tx.execute(
-            "INSERT INTO leaf (index, record_id, producer, producer_seq, action, agency_id, emergency_id, at, leaf, subject, target,"
+            "INSERT INTO leaf (index, record_id, producer, producer_seq, action, agency_id, emergency_id, at, leaf, key_id, target,"
             " sealed)"
             " SELECT * FROM unnest(%s::bigint[], %s::uuid[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[],"
-            " %s::timestamptz[], %s::bytea[], %s::bytea[], %s::bytea[], %s::bytea[])",
+            " %s::timestamptz[], %s::bytea[], %s::uuid[], %s::bytea[], %s::bytea[])",
             [list(column) for column in columns],
         )
 
@@ -125,11 +128,18 @@ class Store:
         return _stored(row) if row else None
 
     async def search(
-        self, db: Statements, search: Search, size: int, subject: bytes | None, target: bytes | None, before: int | None, limit: int
+        self,
+        db: Statements,
+        search: Search,
+        size: int,
+        subjects: Sequence[bytes] | None,
+        target: bytes | None,
+        before: int | None,
+        limit: int,
     ) -> list[Stored]:
         """Entries of a log of that size, the newest first."""
         parameters = {
-            "agency": search.agency_id, "before": before, "size": size, "subject": subject, "target": target, "action": search.action,
+            "agency": search.agency_id, "before": before, "size": size, "subjects": subjects, "target": target, "action": search.action,
             "emergency": search.emergency_id, "since": search.since, "until": search.until, "limit": limit,
         }  # fmt: skip
         return [_stored(row) for row in await db.all(_STORED + _SEARCH, parameters)]
@@ -144,10 +154,10 @@ class Store:
 
 
 def _stored(row: Row) -> Stored:
-    wrapped = row["wrapped"]
+    subject, wrapped = row["subject"], row["wrapped"]
     return Stored(
-        row["index"], row["record_id"], row["agency_id"], bytes(row["leaf"]), bytes(row["subject"]), bytes(row["sealed"]),
-        bytes(wrapped) if wrapped is not None else None,
+        row["index"], row["record_id"], row["agency_id"], bytes(row["leaf"]), bytes(row["sealed"]),
+        bytes(subject) if subject is not None else None, bytes(wrapped) if wrapped is not None else None,
     )  # fmt: skip
 
 
@@ -166,12 +176,17 @@ class FileCopies:
 
     def keep(self, signed: Signed) -> None:
         """Copy one, whole or not at all, and for good; an older one changes nothing."""
-        there = self.newest()
-        if there is not None and there.size >= signed.size:
-            return
-        # Replicas may share the folder.
-        with NamedTemporaryFile("w", dir=self._file.parent, prefix=".", delete=False) as file:
-            json.dump({"size": signed.size, "root": signed.root.hex(), "note": signed.note}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).replace(self._file)
+        folder = os.open(self._file.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # replicas may share it
+            there = self.newest()
+            if there is not None and there.size >= signed.size:
+                return
+            with NamedTemporaryFile("w", dir=self._file.parent, prefix=".", delete=False) as file:
+                json.dump({"size": signed.size, "root": signed.root.hex(), "note": signed.note}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(file.name).replace(self._file)
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -150,26 +150,34 @@ class Store:
     async def deletions(self, db: Statements, relay_id: str, ids: Sequence[str]) -> dict[str, list[Segment]]:
         """By recording, what a relay shall delete: of those that it names, and of those that it should have."""
         rows = await db.all(
-            "SELECT r.recording_id::text FROM recording r WHERE r.recording_id = ANY(%(ids)s::uuid[])"
-            " AND r.state IN ('DELETING', 'DELETED')"
-            " UNION SELECT r.recording_id::text FROM recording r JOIN segment s USING (recording_id)"
-            " WHERE r.state = 'DELETING' AND s.relay_id = %(relay)s AND s.deleted_at IS NULL LIMIT 1000",
-            {"ids": list(ids), "relay": relay_id},
+            "SELECT recording_id::text FROM recording WHERE recording_id = ANY(%s::uuid[]) AND state IN ('DELETING', 'DELETED')",
+            [list(ids)],
         )
+        named = [row["recording_id"] for row in rows]
+        more = [] if len(ids) == 1 else await self._missing(db, relay_id, named)
         # Not always the same ones first: one that cannot be deleted must not stand before the others.
-        names = [row["recording_id"] for row in rows]
-        found: dict[str, list[Segment]] = {name: [] for name in random.sample(names, min(len(names), _DELETIONS_AT_ONCE))}
-        segments = await db.all(
-            f"SELECT {_SEGMENT} FROM segment s WHERE s.recording_id = ANY(%s::uuid[]) AND s.relay_id = %s AND s.deleted_at IS NULL"
-            # Somebody has looked at what differs, and let it go.
-            " AND NOT EXISTS (SELECT 1 FROM hold h WHERE h.recording_id = s.recording_id AND h.reason = 'INTEGRITY'"
-            " AND h.released_at IS NOT NULL) LIMIT %s",
-            [list(found), relay_id, _HEADS_AT_ONCE],
+        names = (random.sample(named, len(named)) + random.sample(more, len(more)))[:_DELETIONS_AT_ONCE]
+        heads = await db.all(
+            # A chain that is empty is not compared: somebody has looked at what differs, and let it go.
+            "SELECT s.recording_id::text, s.segment_id, s.relay_id, s.pieces, s.size, s.received_at, CASE WHEN EXISTS ("
+            "SELECT 1 FROM hold h WHERE h.recording_id = s.recording_id AND h.reason = 'INTEGRITY' AND h.released_at IS NOT NULL)"
+            " THEN ''::bytea ELSE s.chain END AS chain FROM segment s"
+            " WHERE s.recording_id = ANY(%s::uuid[]) AND s.relay_id = %s AND s.deleted_at IS NULL",
+            [names, relay_id],
         )
-        for row in segments:
+        found: dict[str, list[Segment]] = {name: [] for name in names}
+        for row in heads:
             found[row["recording_id"]].append(Segment(**row))
-        # Of one whose heads are cut off here, none is told: it comes another time, with fewer others.
-        return found if len(segments) < _HEADS_AT_ONCE else dict(list(found.items())[:1])
+        return _as_many_as_fit(found)
+
+    async def _missing(self, db: Statements, relay_id: str, but: Sequence[str]) -> list[str]:
+        """Recordings that a relay should have something of, and has not named."""
+        rows = await db.all(
+            "SELECT DISTINCT r.recording_id::text FROM recording r JOIN segment s USING (recording_id) WHERE r.state = 'DELETING'"
+            " AND s.relay_id = %s AND s.deleted_at IS NULL AND r.recording_id <> ALL(%s::uuid[]) LIMIT 1000",
+            [relay_id, list(but)],
+        )
+        return [row["recording_id"] for row in rows]
 
     async def stuck(self, db: Statements, before: datetime) -> int:
         """Recordings whose deletion was due before a time, and that some relay has not confirmed."""
@@ -298,6 +306,18 @@ class Store:
             " UPDATE recording r SET retain_until = until FROM there WHERE r.recording_id = there.recording_id AND r.retain_until < until",
             [days, agency_id],
         )
+
+
+def _as_many_as_fit(found: dict[str, list[Segment]]) -> dict[str, list[Segment]]:
+    """Whole recordings, up to so many heads in all, but one at least."""
+    fitting: dict[str, list[Segment]] = {}
+    room = _HEADS_AT_ONCE
+    for name, heads in found.items():
+        room -= len(heads)
+        if room < 0 and fitting:
+            break
+        fitting[name] = heads
+    return fitting
 
 
 def _recording(row: Row) -> Recording:

@@ -111,7 +111,7 @@ class Announcer(Protocol):
 
 @dataclass(frozen=True)
 class Deletion:
-    """A recording shall be deleted; `heads` are (piece, chain) by segment, as they were published."""
+    """A recording shall be deleted; `heads` are (piece, chain) by segment, as they were published; an empty chain is not compared."""
 
     recording_id: str
     heads: Mapping[str, tuple[int, str]]
@@ -263,7 +263,7 @@ class RelayService:
     def _delete_segments(self, deletion: Deletion) -> list[Deleted]:
         """All of them; or none, if one is not what was published."""
         there, now = {name.segment_id: name for name in self._shelf.segments(deletion.recording_id)}, self._clock.now()
-        differ = [s for s, head in deletion.heads.items() if s in there and not self._shelf.had(there[s], *head)]
+        differ = [s for s, head in deletion.heads.items() if s in there and head[1] and not self._shelf.had(there[s], *head)]
         if differ:
             return [Deleted(segment_id, Fate.DIFFERS, None, now) for segment_id in sorted(differ)]
         gone = [Deleted(segment_id, Fate.MISSING, None, now) for segment_id in deletion.heads.keys() - there]
@@ -278,7 +278,8 @@ class RelayService:
         AlreadyExists if there is such a segment. InvalidRequest names what is wrong with the media, Unavailable a full disk;
         what came before is kept.
         """
-        if name.recording_id in self._deleting or self._coming[name.recording_id] >= _SEGMENTS_AT_ONCE:
+        # Late segments must not keep the live one out, of which there is never more than one.
+        if name.recording_id in self._deleting or (not live and self._coming[name.recording_id] >= _SEGMENTS_AT_ONCE):
             raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "too many segments of this session come in, or it is being deleted")
         self._coming[name.recording_id] += 1
         try:

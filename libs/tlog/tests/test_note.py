@@ -76,7 +76,18 @@ def test_what_is_no_note_is_refused(content: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a\n1\n", "a\n01\nAAAA\n", "a\n-1\nAAAA\n", "\n1\nAAAA\n", "a\n1\nAAAA\n", "a\n1\n???\n", "a\n" + "9" * 30 + "\nAAAA\n"]
+    "text",
+    [
+        "",
+        "a\n1\n",
+        "a\n01\nAAAA\n",
+        "a\n-1\nAAAA\n",
+        "\n1\nAAAA\n",
+        "a\n1\nAAAA\n",
+        "a\n1\n???\n",
+        "a\n1\né\n",
+        "a\n" + "9" * 30 + "\nAAAA\n",
+    ],
 )
 def test_what_is_no_checkpoint_is_refused(text: str) -> None:
     with pytest.raises(NoteError):

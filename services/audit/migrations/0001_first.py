@@ -21,14 +21,14 @@ CREATE TABLE leaf (
     emergency_id text NOT NULL,
     at           timestamptz NOT NULL,
     leaf         bytea NOT NULL,
-    -- The actor and the target by names that only the master key can make.
-    subject      bytea NOT NULL,
+    key_id       uuid NOT NULL,
+    -- By a name that only the master key can make.
     target       bytea NOT NULL,
     sealed       bytea NOT NULL,
     UNIQUE (producer, producer_seq)
 );
 CREATE INDEX leaf_by_agency ON leaf (agency_id, index);
-CREATE INDEX leaf_by_subject ON leaf (subject, index);
+CREATE INDEX leaf_by_key ON leaf (key_id, index);
 CREATE INDEX leaf_by_target ON leaf (target, index);
 CREATE INDEX leaf_by_emergency ON leaf (emergency_id, index) WHERE emergency_id <> '';
 -- Hashes of complete subtrees; level 0 are the leaves'.
@@ -44,10 +44,13 @@ CREATE TABLE checkpoint (
     note      text NOT NULL,
     signed_at timestamptz NOT NULL
 );
+-- What seals an actor's personal parts. Forgetting is deleting the row: who comes back after that gets another key.
 CREATE TABLE subject_key (
-    subject bytea PRIMARY KEY,
+    key_id  uuid PRIMARY KEY,
+    subject bytea NOT NULL UNIQUE,
     wrapped bytea NOT NULL
 );
+COMMENT ON TABLE subject_key IS 'never changed';
 """)
     for table in ("leaf", "node", "checkpoint"):
         op.execute(f"COMMENT ON TABLE {table} IS 'append-only'")

@@ -22,8 +22,8 @@ from pymerkle import InmemoryTree
 from sightline.audit.v1.leaf_pb2 import AuditLeaf, AuditPersonal
 from sightline.audit.v1.record_pb2 import AUDIT_OUTCOME_DONE, AuditRecord
 from sightline.common.v1.actor_pb2 import ACTOR_KIND_PERSON, Actor
-from tlog.merkle import check_consistency, check_inclusion, leaf_hash
-from tlog.note import Checkpoint, Signer, open_checkpoint
+from tlog.merkle import Frontier, check_consistency, check_inclusion, leaf_hash
+from tlog.note import Checkpoint, SignedNote, Signer, open_checkpoint
 from uuid_utils import uuid7
 
 from services.audit.events import to_arrived
@@ -205,18 +205,58 @@ async def test_an_older_copy_of_the_database_is_not_gone_on_with(
     await take(fork, [record(n, "other") for n in range(1, 9)])
     with pytest.raises(Inconsistent, match="not the one that was signed"):
         await log.check_copies()
+    # Nor when the database is exchanged under a service that runs.
+    await log.take(arrived([record(9, "other")]))
+    with pytest.raises(Inconsistent, match="not the one that was signed"):
+        await log.integrate()
+
+
+async def test_the_edge_of_the_old_tree_under_a_new_root_is_not_enough(log: AuditService, database: Database) -> None:
+    """Somebody who has only the database leaves the nodes that the old root is folded from, and exchanges the rest."""
+    await take(log, [record(n) for n in range(1, 6)])
+    async with database.statements() as db:
+        there = {(r["level"], r["index"]): bytes(r["hash"]) for r in await db.all("SELECT level, index, hash FROM node")}
+    fork, nodes = Frontier(), []
+    for n in range(8):
+        nodes += list(fork.append(leaf_hash(b"%d" % n)))
+    text = str(Checkpoint(LOG.verifier.name, 8, fork.root()))
+    async with database.statements() as db:
+        for level, index, hashed in nodes:
+            kept = there[level, index] if (level, index) in ((2, 0), (0, 4)) else hashed
+            await db.execute(
+                "INSERT INTO node VALUES (%s, %s, %s) ON CONFLICT (level, index) DO UPDATE SET hash = excluded.hash", [level, index, kept]
+            )
+        note = str(SignedNote(text, (LOG.sign(text),)))
+        await db.execute("INSERT INTO checkpoint VALUES (8, %s, %s, now())", [fork.root(), note])
+    with pytest.raises(Inconsistent, match="not the one that was signed"):
+        await log.check_copies()
+
+
+async def test_a_checkpoint_that_others_wrote_is_not_gone_on_from(log: AuditService, database: Database) -> None:
+    await take(log, [record(1)])
+    text = str(Checkpoint(LOG.verifier.name, 1, bytes(32)))
+    forger = Signer(LOG.verifier.name, Ed25519PrivateKey.generate())
+    async with database.statements() as db:
+        await db.execute("UPDATE checkpoint SET note = %s", [str(SignedNote(text, (forger.sign(text),)))])
+    await log.take(arrived([record(2)]))
+    with pytest.raises(Inconsistent, match="not ours"):
+        await log.integrate()
 
 
 async def test_who_has_only_a_database_cannot_read_names_and_a_forgotten_one_is_gone(log: AuditService, database: Database) -> None:
     await take(log, [record(1, actor="sam"), record(2, actor="kim")])
     async with database.statements() as db:
-        [row] = await db.all("SELECT string_agg(encode(leaf || sealed || subject || target, 'escape'), '') AS bytes FROM leaf")
+        [row] = await db.all("SELECT string_agg(encode(leaf || sealed || target, 'escape'), '') AS bytes FROM leaf")
         assert "sam" not in row["bytes"]
         await db.execute("DELETE FROM subject_key WHERE subject = %s", [SEALER.tag("actor", "pd", "sam")])
     entry, note, path = await log.entry(AUDITOR, 0)
     assert entry.personal == b""
     check_inclusion(leaf_hash(entry.leaf), 0, 2, path, open_checkpoint(note, LOG.verifier)[0].root)  # the tree is whole
     assert (await log.entry(AUDITOR, 1))[0].personal
+    # Who comes back gets another key: what was forgotten stays so, and hurts nobody who reads.
+    await take(log, [record(3, actor="sam")])
+    assert [bool(entry.personal) for entry in await log.search(AUDITOR, Search("pd"), None, 10)] == [True, True, False]
+    assert [entry.index for entry in await log.search(AUDITOR, Search("pd", actor_id="sam"), None, 10)] == [2]
 
 
 async def test_entries_are_found_by_whom_what_and_when_within_the_agency(log: AuditService) -> None:

@@ -242,7 +242,7 @@ async def test_what_differs_from_what_was_published_is_kept_for_somebody_to_look
     for days in (0, 8):
         clock.pass_days(days)
         await evidence.sweep()
-    assert (await evidence.deletions("a", [session.recording_id]))[session.recording_id] == []
+    assert await evidence.deletions("a", [session.recording_id]) == {session.recording_id: [replace(segment, chain=b"")]}
     await evidence.confirm("a", session.recording_id, [gone(segment)])
     assert (await kept(evidence, session)).state == RecordingState.DELETED
 

@@ -188,7 +188,13 @@ class SessionsService:
         now = self._clock.now()
         async with self._database.transaction() as tx:
             found = await self._store.silent(tx)
-            await self._save(tx, found, [session.silent(now) for session in found])
+            after = [session.silent(now) for session in found]
+            await self._save(tx, found, after)
+            lost = [session for session in after if session.ended_at]
+            await self._raise(tx, lost)
+        self._wake_cameras(lost)
+        if lost:
+            self._nudge.set()
 
     async def _note_mute(self) -> None:
         async with self._database.transaction() as tx:
@@ -260,7 +266,8 @@ class SessionsService:
         """Media of sessions is lost for want of room: an event, an audit record, and another relay if one has room."""
         now = self._clock.now()
         async with self._database.transaction() as tx:
-            there = [session for session in await self._store.sessions(tx, sorted(not_kept)) if not session.ended_at]
+            found = await self._store.sessions(tx, sorted(not_kept))
+            there = [session for session in found if not session.ended_at and session.relay_id == relay_id]
             loads, full = await self._store.loads(tx)
             others = choose({name: count for name, count in loads.items() if name not in full and name != relay_id}, len(there))
             noted = [session.not_kept(now) for session in there]

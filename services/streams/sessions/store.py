@@ -25,7 +25,8 @@ _GRANT: LiteralString = (
 _WANTED: LiteralString = (
     " FROM known_emergency k JOIN activation a ON a.emergency_id = k.emergency_id AND a.epoch = k.epoch WHERE k.is_open"
     " AND a.camera_id <> '' AND a.state NOT IN ('REFUSED', 'WITHDRAWN', 'NO_CAMERA') AND NOT EXISTS (SELECT 1 FROM session s"
-    " WHERE s.emergency_id = a.emergency_id AND s.epoch = a.epoch AND s.camera_id = a.camera_id) AND NOT EXISTS (SELECT 1 FROM session s"
+    " WHERE s.emergency_id = a.emergency_id AND s.epoch = a.epoch AND s.camera_id = a.camera_id AND s.end_cause <> 'CAMERA_LOST')"
+    " AND NOT EXISTS (SELECT 1 FROM session s"
     " WHERE s.agency_id = a.agency_id AND s.camera_id = a.camera_id AND s.officer_id = a.officer_id AND s.state <> 'ENDED')"
     " AND NOT EXISTS (SELECT 1 FROM session s WHERE s.agency_id = a.agency_id AND s.camera_id = a.camera_id"
     " AND s.officer_id = a.officer_id AND s.end_cause = 'HOLDER_CHANGED' AND s.ended_at > a.requested_at)"

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sightline.audit.v1 import leaf_pb2 as sightline_dot_audit_dot_v1_dot_leaf__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&sightline/audit/v1/audit_service.proto\x12\x12sightline.audit.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsightline/audit/v1/leaf.proto\"\x0f\n\rGetLogRequest\"g\n\x0eGetLogResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x34\n\tproducers\x18\x03 \x03(\x0b\x32!.sightline.audit.v1.ProducerState\"r\n\rProducerState\x12\x10\n\x08producer\x18\x01 \x01(\t\x12\x0f\n\x07highest\x18\x02 \x01(\x04\x12\x0f\n\x07missing\x18\x03 \x01(\x04\x12-\n\tnewest_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"f\n\x05\x45ntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04leaf\x18\x02 \x01(\x0c\x12.\n\x07\x63ontent\x18\x03 \x01(\x0b\x32\x1d.sightline.audit.v1.AuditLeaf\x12\x10\n\x08personal\x18\x04 \x01(\x0c\"2\n\x0fGetEntryRequest\x12\x1f\n\x05index\x18\x01 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\"^\n\x10GetEntryResponse\x12(\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x19.sightline.audit.v1.Entry\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x03(\x0c\"\x97\x02\n\x14SearchEntriesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x1a\n\x08\x61\x63tor_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x18\n\x06target\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xac\x02\x12\x17\n\x06\x61\x63tion\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12\x1d\n\x0c\x65mergency_id\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18$\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\\\n\x15SearchEntriesResponse\x12*\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x19.sightline.audit.v1.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x17ProveConsistencyRequest\x12 \n\x04size\x18\x01 \x01(\x04\x42\x12\xbaH\x0f\x32\r\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01(\x01\"<\n\x18ProveConsistencyResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x03(\x0c\x32\x8b\x03\n\x0c\x41uditService\x12O\n\x06GetLog\x12!.sightline.audit.v1.GetLogRequest\x1a\".sightline.audit.v1.GetLogResponse\x12U\n\x08GetEntry\x12#.sightline.audit.v1.GetEntryRequest\x1a$.sightline.audit.v1.GetEntryResponse\x12\x64\n\rSearchEntries\x12(.sightline.audit.v1.SearchEntriesRequest\x1a).sightline.audit.v1.SearchEntriesResponse\x12m\n\x10ProveConsistency\x12+.sightline.audit.v1.ProveConsistencyRequest\x1a,.sightline.audit.v1.ProveConsistencyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&sightline/audit/v1/audit_service.proto\x12\x12sightline.audit.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsightline/audit/v1/leaf.proto\"\x0f\n\rGetLogRequest\"g\n\x0eGetLogResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x34\n\tproducers\x18\x03 \x03(\x0b\x32!.sightline.audit.v1.ProducerState\"r\n\rProducerState\x12\x10\n\x08producer\x18\x01 \x01(\t\x12\x0f\n\x07highest\x18\x02 \x01(\x04\x12\x0f\n\x07missing\x18\x03 \x01(\x04\x12-\n\tnewest_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"f\n\x05\x45ntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04leaf\x18\x02 \x01(\x0c\x12.\n\x07\x63ontent\x18\x03 \x01(\x0b\x32\x1d.sightline.audit.v1.AuditLeaf\x12\x10\n\x08personal\x18\x04 \x01(\x0c\"2\n\x0fGetEntryRequest\x12\x1f\n\x05index\x18\x01 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\"^\n\x10GetEntryResponse\x12(\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x19.sightline.audit.v1.Entry\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x03(\x0c\"\xf5\x02\n\x14SearchEntriesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12&\n\x08\x61\x63tor_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18\xc8\x01\x32\n^[^\\x00]*$\x12$\n\x06target\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f\x18\xac\x02\x32\n^[^\\x00]*$\x12#\n\x06\x61\x63tion\x18\x05 \x01(\tB\x13\xbaH\x10r\x0e\x18\x64\x32\n^[^\\x00]*$\x12)\n\x0c\x65mergency_id\x18\x06 \x01(\tB\x13\xbaH\x10r\x0e\x18$2\n^[^\\x00]*$\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x0f\x61\x63tor_agency_id\x18\t \x01(\tB\x13\xbaH\x10r\x0e\x18?2\n^[^\\x00]*$\"\\\n\x15SearchEntriesResponse\x12*\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x19.sightline.audit.v1.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x17ProveConsistencyRequest\x12 \n\x04size\x18\x01 \x01(\x04\x42\x12\xbaH\x0f\x32\r\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01(\x01\"<\n\x18ProveConsistencyResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x03(\x0c\x32\x8b\x03\n\x0c\x41uditService\x12O\n\x06GetLog\x12!.sightline.audit.v1.GetLogRequest\x1a\".sightline.audit.v1.GetLogResponse\x12U\n\x08GetEntry\x12#.sightline.audit.v1.GetEntryRequest\x1a$.sightline.audit.v1.GetEntryResponse\x12\x64\n\rSearchEntries\x12(.sightline.audit.v1.SearchEntriesRequest\x1a).sightline.audit.v1.SearchEntriesResponse\x12m\n\x10ProveConsistency\x12+.sightline.audit.v1.ProveConsistencyRequest\x1a,.sightline.audit.v1.ProveConsistencyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,13 +41,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHENTRIESREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_SEARCHENTRIESREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\364\003'
   _globals['_SEARCHENTRIESREQUEST'].fields_by_name['actor_id']._loaded_options = None
-  _globals['_SEARCHENTRIESREQUEST'].fields_by_name['actor_id']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_SEARCHENTRIESREQUEST'].fields_by_name['actor_id']._serialized_options = b'\272H\021r\017\030\310\0012\n^[^\\x00]*$'
   _globals['_SEARCHENTRIESREQUEST'].fields_by_name['target']._loaded_options = None
-  _globals['_SEARCHENTRIESREQUEST'].fields_by_name['target']._serialized_options = b'\272H\005r\003\030\254\002'
+  _globals['_SEARCHENTRIESREQUEST'].fields_by_name['target']._serialized_options = b'\272H\021r\017\030\254\0022\n^[^\\x00]*$'
   _globals['_SEARCHENTRIESREQUEST'].fields_by_name['action']._loaded_options = None
-  _globals['_SEARCHENTRIESREQUEST'].fields_by_name['action']._serialized_options = b'\272H\004r\002\030d'
+  _globals['_SEARCHENTRIESREQUEST'].fields_by_name['action']._serialized_options = b'\272H\020r\016\030d2\n^[^\\x00]*$'
   _globals['_SEARCHENTRIESREQUEST'].fields_by_name['emergency_id']._loaded_options = None
-  _globals['_SEARCHENTRIESREQUEST'].fields_by_name['emergency_id']._serialized_options = b'\272H\004r\002\030$'
+  _globals['_SEARCHENTRIESREQUEST'].fields_by_name['emergency_id']._serialized_options = b'\272H\020r\016\030$2\n^[^\\x00]*$'
+  _globals['_SEARCHENTRIESREQUEST'].fields_by_name['actor_agency_id']._loaded_options = None
+  _globals['_SEARCHENTRIESREQUEST'].fields_by_name['actor_agency_id']._serialized_options = b'\272H\020r\016\030?2\n^[^\\x00]*$'
   _globals['_PROVECONSISTENCYREQUEST'].fields_by_name['size']._loaded_options = None
   _globals['_PROVECONSISTENCYREQUEST'].fields_by_name['size']._serialized_options = b'\272H\0172\r\020\200\200\200\200\200\200\200\200\200\001(\001'
   _globals['_GETLOGREQUEST']._serialized_start=155
@@ -63,13 +65,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETENTRYRESPONSE']._serialized_start=549
   _globals['_GETENTRYRESPONSE']._serialized_end=643
   _globals['_SEARCHENTRIESREQUEST']._serialized_start=646
-  _globals['_SEARCHENTRIESREQUEST']._serialized_end=925
-  _globals['_SEARCHENTRIESRESPONSE']._serialized_start=927
-  _globals['_SEARCHENTRIESRESPONSE']._serialized_end=1019
-  _globals['_PROVECONSISTENCYREQUEST']._serialized_start=1021
-  _globals['_PROVECONSISTENCYREQUEST']._serialized_end=1080
-  _globals['_PROVECONSISTENCYRESPONSE']._serialized_start=1082
-  _globals['_PROVECONSISTENCYRESPONSE']._serialized_end=1142
-  _globals['_AUDITSERVICE']._serialized_start=1145
-  _globals['_AUDITSERVICE']._serialized_end=1540
+  _globals['_SEARCHENTRIESREQUEST']._serialized_end=1019
+  _globals['_SEARCHENTRIESRESPONSE']._serialized_start=1021
+  _globals['_SEARCHENTRIESRESPONSE']._serialized_end=1113
+  _globals['_PROVECONSISTENCYREQUEST']._serialized_start=1115
+  _globals['_PROVECONSISTENCYREQUEST']._serialized_end=1174
+  _globals['_PROVECONSISTENCYRESPONSE']._serialized_start=1176
+  _globals['_PROVECONSISTENCYRESPONSE']._serialized_end=1236
+  _globals['_AUDITSERVICE']._serialized_start=1239
+  _globals['_AUDITSERVICE']._serialized_end=1634
 # @@protoc_insertion_point(module_scope)

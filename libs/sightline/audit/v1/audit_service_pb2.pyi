@@ -211,6 +211,7 @@ class SearchEntriesRequest(_message.Message):
     EMERGENCY_ID_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
     UNTIL_FIELD_NUMBER: _builtins.int
+    ACTOR_AGENCY_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many; 50 if zero, 500 at the most."""
     page_token: _builtins.str
@@ -223,6 +224,8 @@ class SearchEntriesRequest(_message.Message):
     """What was done, like "grant.issued"."""
     emergency_id: _builtins.str
     """The emergency that it belongs to."""
+    actor_agency_id: _builtins.str
+    """The actor's agency; the caller's own and the platform's if empty."""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
         """Not before."""
@@ -242,10 +245,11 @@ class SearchEntriesRequest(_message.Message):
         emergency_id: _builtins.str = ...,
         since: _timestamp_pb2.Timestamp | None = ...,
         until: _timestamp_pb2.Timestamp | None = ...,
+        actor_agency_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor_id", b"actor_id", "emergency_id", b"emergency_id", "page_size", b"page_size", "page_token", b"page_token", "since", b"since", "target", b"target", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor_agency_id", b"actor_agency_id", "actor_id", b"actor_id", "emergency_id", b"emergency_id", "page_size", b"page_size", "page_token", b"page_token", "since", b"since", "target", b"target", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

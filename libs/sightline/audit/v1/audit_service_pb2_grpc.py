@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AuditServiceStub:
-    """AuditService reads the log and proves what it says. Every call is a record of the log itself.
+    """AuditService reads the log and proves what it says. Whoever reads entries is recorded in the log itself.
     """
 
     def __init__(self, channel):
@@ -58,7 +58,7 @@ class AuditServiceStub:
 
 
 class AuditServiceServicer:
-    """AuditService reads the log and proves what it says. Every call is a record of the log itself.
+    """AuditService reads the log and proves what it says. Whoever reads entries is recorded in the log itself.
     """
 
     def GetLog(self, request, context):
@@ -121,7 +121,7 @@ def add_AuditServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuditService:
-    """AuditService reads the log and proves what it says. Every call is a record of the log itself.
+    """AuditService reads the log and proves what it says. Whoever reads entries is recorded in the log itself.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuditServiceStub:
-    """AuditService reads the log and proves what it says. Every call is a record of the log itself."""
+    """AuditService reads the log and proves what it says. Whoever reads entries is recorded in the log itself."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -44,7 +44,7 @@ class AuditServiceStub:
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
-    """AuditService reads the log and proves what it says. Every call is a record of the log itself."""
+    """AuditService reads the log and proves what it says. Whoever reads entries is recorded in the log itself."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetLog: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.GetLogRequest, _audit_service_pb2.GetLogResponse]  # type: ignore[assignment]
@@ -57,7 +57,7 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """ProveConsistency proves that the newest checkpoint begins with what an older one had."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
-    """AuditService reads the log and proves what it says. Every call is a record of the log itself."""
+    """AuditService reads the log and proves what it says. Whoever reads entries is recorded in the log itself."""
 
     @_abc_1.abstractmethod
     def GetLog(

@@ -142,7 +142,7 @@ class PublishedHead(_message.Message):
     piece: _builtins.int
     """Number of the piece."""
     chain: _builtins.bytes
-    """The chain's value after it."""
+    """The chain's value after it; empty: not to be compared, somebody has looked at what differs."""
     def __init__(
         self,
         *,
