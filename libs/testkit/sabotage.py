@@ -3,6 +3,7 @@
     die:<point>.<before|after>:<n>   SIGKILL at the n-th passage of a named point of the press path
     raise:<n>                        every n-th record read from Kafka makes its handler raise
     stuck:<n>                        a lane stops for ever at its n-th event, without a word
+    unrecovered:1                    a lane's watchdog never hears that the table has recovered
     bug:<name>:<n>                   a mistake that a careless change could make, every n-th time; for testing the checker
 
 Nothing of this is in the services: the points are their own functions, wrapped from outside.
@@ -119,6 +120,14 @@ async def _fail(method: Async, *arguments: Any, **named: Any) -> Any:
     raise RuntimeError("sabotage: this handler fails")
 
 
+def _deaf(start: Callable[[Any], None]) -> Callable[[Any], None]:
+    def started(watchdog: Any) -> None:
+        watchdog.recovered.set = lambda: None
+        start(watchdog)
+
+    return started
+
+
 async def _hang(method: Async, *arguments: Any, **named: Any) -> Any:
     await asyncio.Event().wait()
 
@@ -181,6 +190,8 @@ def apply(service: str, order: str) -> None:
         patch(f"{service}.events:{'DecisionReader' if service == _STREAMS else 'ResultReader'}.__call__", _every(nth, _fail))
     elif kind == "stuck":
         patch("services.joiner.agents:Lane._take_emergency", _every(nth, _hang))
+    elif kind == "unrecovered":
+        patch("services.joiner.watchdog:Watchdog.start", _deaf)
     elif kind == "bug":
         where, instead = BUGS[what]
         patch(where, _every(nth, instead))

@@ -155,7 +155,7 @@ async def test_a_lane_that_stands_still_ends_itself(rig: Rig, world: World) -> N
 async def test_a_lane_whose_table_does_not_recover_starts_over(rig: Rig, world: World) -> None:
     generation = rig.stack.data / "joiner" / "b" / "generation"
     before = int(generation.read_text()) if generation.exists() else 0
-    async with rig.otherwise("joiner-b", SIGHTLINE_RECOVERY_S="0.001") as lane:
+    async with rig.otherwise("joiner-b", "unrecovered:1", SIGHTLINE_RECOVERY_S="0.001") as lane:
         await until(lambda: not lane.alive(), "end of the lane")
     assert int(generation.read_text()) == before + 1
     # The next process takes the new name, fills its table from the source, and decides.
