@@ -27,7 +27,7 @@ from services.audit.service import AuditService
 from services.audit.settings import AuditSettings
 from services.audit.store import FileCopies, Store
 
-_LINGER_S, _PAUSE_S = 0.05, 0.01  # records that come within the first time are one commit
+_LINGER_S, _PAUSE_S = 0.2, 0.01  # records that come within the first time are one commit
 
 
 async def main(app: App[AuditSettings]) -> None:

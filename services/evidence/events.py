@@ -96,6 +96,8 @@ class FactReader:
         if began_at is None:
             raise PoisonError("a session without a beginning")
         ended_at = _time(session.ended_at, session.HasField("ended_at"))
+        if session.version > 1 and ended_at is None:
+            return  # says nothing that matters here, and there are many
         media_at = _time(session.last_media_at, session.HasField("last_media_at"))
         streamed = Streamed(
             session.session_id, session.agency_id, session.camera_id, session.officer_id, session.emergency_id, began_at, ended_at, media_at
@@ -105,8 +107,8 @@ class FactReader:
     async def _activation(self, value: bytes) -> None:
         result = parse(ActivationResult, value)
         since = _time(result.requested_at, result.HasField("requested_at"))
-        if not result.camera_id:
-            return
+        if not result.camera_id or result.version > 1:
+            return  # the first one names the camera
         _check_ids(result.emergency_id)
         _check_names(result.agency_id, result.camera_id, result.officer_id)
         if since is None:
@@ -122,6 +124,8 @@ class FactReader:
             raise PoisonError("an emergency without a version")
         cleared_at = _time(emergency.cleared.at, emergency.HasField("cleared"))
         spares = emergency.disposition in _SPARES if cleared_at else emergency.status == ALARM_STATUS_EXERCISE
+        if cleared_at is None and not spares:
+            return  # unknown is as good as open
         known = KnownEmergency(emergency.emergency_id, emergency.version, emergency.agency_id, cleared_at, spares)
         await self._service.take_emergency(known)
 
