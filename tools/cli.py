@@ -290,15 +290,11 @@ def evidence_show(
 ) -> None:
     """Show what is kept of a session, until when, who holds it, and what is missing."""
     from google.protobuf.json_format import MessageToDict
+    from sightline.evidence.v1.evidence_service_pb2 import GetRecordingRequest
 
-    from tools.desk import Desk
-    from tools.evidence import in_words, kept, segment_cells
+    from tools.evidence import in_words, segment_cells
 
-    async def ask() -> Any:
-        async with Desk(_stack(data), user) as desk:
-            return await kept(desk, recording)
-
-    found = _answered(ask())
+    found = _ask_as(user, data, "GetRecording", GetRecordingRequest(recording_id=recording))
     if as_json:
         _print_json(MessageToDict(found, preserving_proto_field_name=True))
         return
@@ -321,13 +317,8 @@ def evidence_hold(
     from sightline.evidence.v1.evidence_service_pb2 import PlaceHoldRequest
     from uuid_utils import uuid7
 
-    from tools.desk import Desk
-
-    async def ask() -> Any:
-        async with Desk(_stack(data), user) as desk:
-            return await desk.call(desk.evidence.PlaceHold, PlaceHoldRequest(request_id=str(uuid7()), recording_id=recording, note=note))
-
-    out.print(f"held: {_answered(ask()).hold.hold_id}")
+    request = PlaceHoldRequest(request_id=str(uuid7()), recording_id=recording, note=note)
+    out.print(f"held: {_ask_as(user, data, 'PlaceHold', request).hold.hold_id}")
 
 
 @evidence_app.command("release")
@@ -340,22 +331,22 @@ def evidence_release(
     """End a hold; then the recording is deleted when its time is over."""
     from sightline.evidence.v1.evidence_service_pb2 import ReleaseHoldRequest
 
+    found = _ask_as(user, data, "ReleaseHold", ReleaseHoldRequest(hold_id=hold, note=note))
+    out.print("another hold keeps it" if found.recording.held else f"kept until {found.recording.retain_until.ToJsonString()}")
+
+
+def _ask_as(user: str, data: Path, method: str, request: Any) -> Any:
+    """What the evidence service answers one of the laptop's users; a refusal is one line."""
+    import grpc
+
     from tools.desk import Desk
 
     async def ask() -> Any:
         async with Desk(_stack(data), user) as desk:
-            return await desk.call(desk.evidence.ReleaseHold, ReleaseHoldRequest(hold_id=hold, note=note))
-
-    found = _answered(ask())
-    out.print("another hold keeps it" if found.recording.held else f"kept until {found.recording.retain_until.ToJsonString()}")
-
-
-def _answered(asking: Any) -> Any:
-    """What a call answers; a refusal is one line."""
-    import grpc
+            return await desk.call(getattr(desk.evidence, method), request)
 
     try:
-        return asyncio.run(asking)
+        return asyncio.run(ask())
     except grpc.aio.AioRpcError as error:
         err.print(f"[red]{error.details()}[/red]", highlight=False)
         raise typer.Exit(1) from error

@@ -19,10 +19,8 @@ from media.chain import Verdict
 from media.files import verify_file
 from rich.progress import Progress
 from sightline.evidence.v1 import recording_pb2 as pb
-from sightline.evidence.v1.evidence_service_pb2 import GetRecordingRequest, GetRecordingResponse
+from sightline.evidence.v1.evidence_service_pb2 import GetRecordingResponse
 from sightline.media.v1.chain_pb2 import ChainHead
-
-from tools.desk import Desk
 
 _SEPARATORS = {os.sep, "."}
 _BROKER_S = 10.0
@@ -146,12 +144,6 @@ def _head(value: bytes | None) -> ChainHead | None:
         return ChainHead.FromString(value or b"")
     except DecodeError:
         return None
-
-
-async def kept(desk: Desk, recording_id: str) -> GetRecordingResponse:
-    """All that the platform knows of a recording."""
-    answer: GetRecordingResponse = await desk.call(desk.evidence.GetRecording, GetRecordingRequest(recording_id=recording_id))
-    return answer
 
 
 def in_words(found: GetRecordingResponse) -> list[str]:

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Sequence
 from datetime import UTC
-from uuid import UUID
 
 from chassis import telemetry
 from chassis.bus import TRANSIENT, Received, Record, parse
 from chassis.db import Transaction
 from chassis.errors import PoisonError, Unavailable
 from chassis.identity import PLATFORM
+from chassis.names import is_uuid
 from contracts.topics import AUDIT_CHECKPOINT, AUDIT_RECORD
 from sightline.audit.v1.leaf_pb2 import AuditCheckpoint, AuditDetail, AuditLeaf, AuditPersonal
 from sightline.audit.v1.record_pb2 import AuditRecord
@@ -24,12 +24,17 @@ _SALT, _NAME, _TEXT = 32, 200, 2000  # bytes, and characters at the most
 def to_arrived(record: AuditRecord, salt: bytes) -> Arrived:
     """A record in its two parts; PoisonError if it can have no place in the log."""
     try:
-        is_id = str(UUID(record.record_id)) == record.record_id
         at = record.at.ToDatetime(UTC)
     except (ValueError, OverflowError) as error:
         raise PoisonError(f"no audit record: {error}") from error
     names = (record.producer, record.action, record.agency_id, record.emergency_id, record.caused_by, record.actor.agency_id)
-    if not is_id or not record.HasField("at") or not 0 < record.producer_seq < 2**63 or not record.producer or not record.action:
+    if (
+        not is_uuid(record.record_id)
+        or not record.HasField("at")
+        or not 0 < record.producer_seq < 2**63
+        or not record.producer
+        or not record.action
+    ):
         raise PoisonError("an audit record without id, time, producer, number or action")
     if any(len(name) > _NAME or "\0" in name for name in names) or len(record.target) > _TEXT or len(record.actor.id) > _TEXT:
         raise PoisonError("an audit record with impossible names")

@@ -1,11 +1,11 @@
 """The gRPC face of evidence: to people's desks, and to relays."""
 
-import re
 from datetime import UTC
 from typing import Any
 
 from chassis.clock import stamp
 from chassis.errors import Forbidden, InvalidRequest
+from chassis.names import is_uuid
 from chassis.paging import page_cursor, page_token
 from chassis.rpc import caller
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
@@ -22,7 +22,6 @@ from services.evidence.service import EvidenceService
 
 _DEFAULT_PAGE = 50
 _RESULT = "DELETION_RESULT_"
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class EvidenceApi(EvidenceServiceServicer):
@@ -37,7 +36,7 @@ class EvidenceApi(EvidenceServiceServicer):
         state = RecordingState(WireState.Name(request.state).removeprefix("RECORDING_STATE_")) if request.state else None
         query = f"ListRecordings/{agency}/{request.emergency_id}/{state}"
         before = page_cursor(query, request.page_token)
-        if before and not _ID.fullmatch(before):
+        if before and not is_uuid(before):
             raise InvalidRequest(Reason.ERROR_REASON_PAGE_TOKEN_INVALID, "the page token is not one that this query gave")
         found = await self._service.list_recordings(agency, before, size, request.emergency_id, state)
         response = pb.ListRecordingsResponse(recordings=map(to_recording, found))

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 from chassis.bus import Received, Record, parse
 from chassis.clock import stamp
 from chassis.db import Transaction
 from chassis.errors import PoisonError
+from chassis.names import are_names, is_uuid
 from contracts.topics import ACTIVATION_RESULT, EMERGENCY_EVENT, EVIDENCE_RECORDING, MEDIA_CHAIN, STREAM_SESSION
 from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.activation.v1.activation_pb2 import ActivationResult
@@ -27,7 +27,7 @@ from sightline.streams.v1.session_pb2 import SessionEvent
 from services.evidence.model import Activated, Hold, KnownEmergency, Recording, Segment, Streamed
 from services.evidence.service import EvidenceService
 
-_ID, _CHAIN, _NUMBER = 63, 32, 2**62  # characters of a name, bytes of a chain value, and a count, at the most
+_CHAIN, _NUMBER = 32, 2**62  # bytes of a chain value, and a count at the most
 _HOLDS_TOLD, _SEGMENTS_TOLD = 20, 1000  # in one event, which has at most 256 KiB
 _AHEAD = timedelta(days=1)  # a time that lies further in the future is none
 _SEGMENT, _RELAY = re.compile(r"[0-9]{4}-(live|pre|late)"), re.compile(r"[a-z0-9-]{1,63}")
@@ -175,14 +175,10 @@ def _captured(at: Timestamp, there: bool) -> datetime | None:
 
 
 def _check_ids(*ids: str) -> None:
-    try:
-        if all(str(UUID(each)) == each for each in ids):
-            return
-    except ValueError:
-        pass
-    raise PoisonError("an id that is no UUID")
+    if not all(map(is_uuid, ids)):
+        raise PoisonError("an id that is no UUID")
 
 
 def _check_names(*names: str) -> None:
-    if not all(0 < len(name) <= _ID and "\0" not in name for name in names):
+    if not are_names(*names):
         raise PoisonError("an impossible name")

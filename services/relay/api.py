@@ -15,6 +15,7 @@ from aiohttp import WSMsgType, web
 from chassis import telemetry
 from chassis.errors import Forbidden, InvalidRequest, SightlineError, Unauthenticated, Unavailable
 from chassis.identity import Machine, parse_machine
+from chassis.names import is_uuid
 from chassis.web import Handler, errors_to_json, refusal
 from media.chain import Name
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
@@ -26,7 +27,6 @@ CHUNK = 64 * 1024
 # A viewer says who it is within this time; what it says is short.
 _TOKEN_WITHIN_S, _MAX_MESSAGE, _PING_S, _GOODBYE_S = 5.0, 1024, 5.0, 0.25
 _SEGMENT = re.compile(r"[0-9]{4}-(live|pre|late)")
-_SESSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # WebSocket close codes of our own: may not (any more), said nonsense, not here.
 CLOSE_REVOKED, CLOSE_NONSENSE, CLOSE_NOT_HERE, CLOSE_TRY_AGAIN = 4403, 4400, 4404, 4503
 
@@ -54,7 +54,7 @@ class IngestApi:
     async def post(self, request: web.Request) -> web.Response:
         """Keep one segment; answers when it has ended, with what it came to."""
         session, segment = request.match_info["session"], request.match_info["segment"]
-        if not _SESSION.fullmatch(session) or not (kind := _SEGMENT.fullmatch(segment)):
+        if not is_uuid(session) or not (kind := _SEGMENT.fullmatch(segment)):
             raise InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, "the path is /v1/sessions/<uuid>/segments/<4 digits>-live|pre|late")
         camera = self._camera(request)
         admission = await self._service.admit(camera, session, _bearer(request))

@@ -13,6 +13,7 @@ from chassis import telemetry
 from chassis.clock import stamp
 from chassis.errors import InvalidRequest, SightlineError, Unauthenticated, Unavailable
 from chassis.identity import Machine
+from chassis.names import is_uuid
 from chassis.rpc import addresses, ask, connect
 from chassis.settings import RpcSettings
 from google.protobuf.duration_pb2 import Duration
@@ -34,7 +35,6 @@ _USES_AT_MOST, _USES_AT_ONCE = 100_000, 500
 _NAMES_AT_ONCE, _SEGMENTS_AT_ONCE = 1000, 400  # a request has at most 64 KiB
 _REDEEMING_AT_ONCE = 8
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{20,200}")
-_RECORDING = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class StreamsLink:
@@ -196,7 +196,7 @@ class EvidenceLink:
 
     async def deletions(self, recordings: Sequence[str]) -> Sequence[Deletion]:
         """What shall be deleted of what is here, or should be."""
-        names = [name for name in recordings if _RECORDING.fullmatch(name)]  # a disk may have folders of its own
+        names = [name for name in recordings if is_uuid(name)]  # a disk may have folders of its own
         request = shelf_pb.ListDeletionsRequest(relay_id=self._relay_id, recording_ids=names)
         answer = await _ask_surely(self._stub.ListDeletions, request)
         return [

@@ -1,13 +1,13 @@
 """Decisions and emergencies in, activation results out; protobuf <-> model."""
 
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 from chassis import telemetry
 from chassis.bus import Received, Record, parse
 from chassis.clock import stamp
 from chassis.db import Transaction
 from chassis.errors import PoisonError
+from chassis.names import are_names, is_uuid
 from contracts.topics import ACTIVATION_DECISION, ACTIVATION_REJECTION, ACTIVATION_RESULT, EMERGENCY_EVENT
 from sightline.activation.v1.activation_pb2 import (
     ActivationDecision,
@@ -26,7 +26,7 @@ _STATE, _REFUSAL, _NO_CAMERA = "ACTIVATION_STATE_", "REFUSAL_REASON_", "NO_CAMER
 # Decisions are of use within the longest age gate, and a margin; emergencies are state.
 DECISIONS_SINCE, EMERGENCIES_SINCE = timedelta(minutes=35), timedelta(hours=24)
 _UNSETTLED = (SubjectState.SUBJECT_STATE_UNPINNED, SubjectState.SUBJECT_STATE_UNSPECIFIED)
-_ID, _SOURCE, _CAMERAS = 63, 100, 16  # characters, and cameras of one officer, at the most
+_SOURCE, _CAMERAS = 100, 16  # characters, and cameras of one officer, at the most
 
 
 def to_result(a: Activation) -> ActivationResult:
@@ -105,13 +105,6 @@ class ActivationAnnouncer:
         tx.emit(Record.of(ACTIVATION_REJECTION, key, message, source="streams", subject=subject))
 
 
-def _is_uuid(text: str) -> bool:
-    try:
-        return str(UUID(text)) == text
-    except ValueError:
-        return False
-
-
 class DecisionReader:
     """Takes in decisions of all lanes."""
 
@@ -123,10 +116,10 @@ class DecisionReader:
     async def __call__(self, received: Received) -> None:
         """Handle one record of `activation.decision`."""
         message = parse(ActivationDecision, received.value)
-        if not _is_uuid(message.emergency_id) or not 0 < message.epoch < 2**31 or not message.HasField("expires_at"):
+        if not is_uuid(message.emergency_id) or not 0 < message.epoch < 2**31 or not message.HasField("expires_at"):
             raise PoisonError("a decision without emergency, epoch or expiry")
         names = (*message.camera_ids, message.agency_id, message.officer_id or "-")
-        if len(message.camera_ids) > _CAMERAS or not all(0 < len(name) <= _ID and "\0" not in name for name in names):
+        if len(message.camera_ids) > _CAMERAS or not are_names(*names):
             raise PoisonError("a decision with impossible names")
         decided_by = (
             received.headers.get("ce_source", b"").decode("utf-8", "replace").removeprefix("/sightline/").replace("\0", "")[:_SOURCE]
@@ -145,9 +138,8 @@ class EmergencyReader:
     async def __call__(self, received: Received) -> None:
         """Handle one record of `emergency.event`."""
         emergency = parse(EmergencyEvent, received.value).emergency
-        if not _is_uuid(emergency.emergency_id) or not 0 < emergency.version < 2**63 or not 0 < emergency.epoch < 2**31:
+        if not is_uuid(emergency.emergency_id) or not 0 < emergency.version < 2**63 or not 0 < emergency.epoch < 2**31:
             raise PoisonError("an event without emergency, version or epoch")
-        names = (emergency.agency_id, emergency.subject.officer_id or "-")
-        if not all(0 < len(name) <= _ID and "\0" not in name for name in names):
+        if not are_names(emergency.agency_id, emergency.subject.officer_id or "-"):
             raise PoisonError("an event with impossible names")
         await self._service.take_emergency(to_known(emergency))
