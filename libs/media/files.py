@@ -32,6 +32,11 @@ class StorageFull(OSError):
 class Segment(Protocol):
     """A segment that is being written."""
 
+    @property
+    def last(self) -> Entry | None:
+        """The last piece that was kept."""
+        ...
+
     def append(self, piece: Init | Fragment, received_at: datetime) -> Entry:
         """Keep a piece; StorageFull if there is no room."""
         ...
@@ -91,7 +96,7 @@ class FileSegment:
     def __init__(self, folder: Path, name: Name) -> None:
         self._name = name
         self._entries, self._offset, self._chain = 0, 0, name.genesis
-        self._last: Entry | None = None
+        self.last: Entry | None = None
         self._turn, self._ended = Lock(), False
         with ExitStack() as undo:
             self._media = _create(folder / f"{name.segment_id}.mp4", undo)
@@ -123,7 +128,7 @@ class FileSegment:
         )  # fmt: skip
         _write(self._media, piece.data, self._offset)
         self._write_index(line(entry))
-        self._entries, self._offset, self._chain, self._last = self._entries + 1, self._offset + len(piece.data), chain, entry
+        self._entries, self._offset, self._chain, self.last = self._entries + 1, self._offset + len(piece.data), chain, entry
         return entry
 
     def _write_index(self, text: bytes) -> None:
@@ -138,7 +143,7 @@ class FileSegment:
     def _sync(self) -> Entry | None:
         os.fdatasync(self._media)
         os.fdatasync(self._index)
-        return self._last
+        return self.last
 
     def close(self, cause: str) -> End:
         """Write the end; a disk that is full has room for that line, or `recover` writes it."""

@@ -22,9 +22,13 @@ class HeadAnnouncer:
         self._wake = asyncio.Event()
 
     def announce_head(self, name: Name, entry: Entry, captured_from_ms: int | None) -> None:
-        """A chain value of what survives a power cut, and when the segment's first picture was taken. Never blocks."""
-        self._waiting.pop(name, None)
-        self._waiting[name] = entry, captured_from_ms
+        """A chain value of what survives a power cut, and when the segment's first picture was taken; an older one changes nothing.
+
+        Never blocks.
+        """
+        waiting = self._waiting.pop(name, (entry, captured_from_ms))
+        # Two threads may have kept and synced: what is told later is not always what came later.
+        self._waiting[name] = waiting if waiting[0].n > entry.n else (entry, captured_from_ms)
         if len(self._waiting) > _AT_MOST:
             del self._waiting[next(iter(self._waiting))]
         self._wake.set()

@@ -177,7 +177,6 @@ class Ingest:
     segment: Segment
     chain: bytes
     synced: int = -1
-    last: Entry | None = None
     captured_from_ms: int | None = None
     # Why no more of it is taken; empty while it is.
     cut: str = ""
@@ -374,7 +373,6 @@ class RelayService:
         now = self._clock.now()
         entries = await self._on_disk(lambda: [ingest.segment.append(piece, now) for piece in pieces])
         frames = []
-        ingest.last = entries[-1]
         if ingest.captured_from_ms is None:
             ingest.captured_from_ms = next((entry.captured_ms for entry in entries if entry.captured_ms is not None), None)
         for piece, entry in zip(pieces, entries, strict=True):
@@ -402,8 +400,9 @@ class RelayService:
     async def _end(self, ingest: Ingest, cause: str, session: Live | None) -> End:
         try:
             end = await self._on_disk(ingest.segment.close, cause)
-            if ingest.last is not None and ingest.last.n > ingest.synced:
-                self._announcer.announce_head(ingest.name, ingest.last, ingest.captured_from_ms)
+            last = ingest.segment.last  # what is on the disk counts, also if nobody waited for it any more
+            if last is not None and last.n > ingest.synced:
+                self._announcer.announce_head(ingest.name, last, ingest.captured_from_ms)
             return end
         except OSError as error:  # `recover` gives it an end
             telemetry.log().error("a segment got no end", segment=str(ingest.name), error=str(error))

@@ -114,10 +114,15 @@ async def _recorded(world: World, officer: Member, *, pieces: int = 40) -> tuple
     session = await world.session(pressed.emergency_id, ENDED)
 
     def is_all(found: pb.GetRecordingResponse) -> bool:
-        kept = {name: verify_file(path).chain for name, path in _indexes(world.stack, session).items()}
-        return {segment.segment_id: segment.chain.hex() for segment in found.segments} == kept
+        kept = {name: verify_file(path) for name, path in _indexes(world.stack, session).items()}
+        differing[:] = [f"{name}: {verdict}" for name, verdict in kept.items()] + [str(s) for s in found.segments]
+        return {segment.segment_id: segment.chain.hex() for segment in found.segments} == {n: v.chain for n, v in kept.items()}
 
-    await _once(world, session, is_all, "last heads")
+    differing: list[str] = []
+    try:
+        await _once(world, session, is_all, "last heads")
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}: {differing}") from error
     return pressed.emergency_id, session
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -124,6 +125,33 @@ async def test_what_is_watched_is_what_is_kept(service: RelayService, shelf: Fil
         chain = link(chain, frame.data)
     verdict = shelf.verify(name)
     assert (verdict.finding, verdict.chain, verdict.end) == (None, chain.hex(), "CAMERA_STOPPED")
+
+
+async def test_a_piece_that_is_kept_after_its_camera_has_gone_is_told_too(
+    service: RelayService, shelf: FileShelf, heads: Heads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request is cancelled when its connection is lost; what a thread writes in that moment is kept all the same."""
+    append, writing, go_on = FileSegment.append, threading.Event(), threading.Event()
+
+    def slow(segment: FileSegment, piece: Init | Fragment, received_at: datetime) -> Entry:
+        if isinstance(piece, Fragment):
+            writing.set()
+            go_on.wait(WITHIN_S)
+        return append(segment, piece, received_at)
+
+    monkeypatch.setattr(FileSegment, "append", slow)
+    camera, name = Feed(), Name("s1", "0001-live")
+    taking = sending(service, name, camera)
+    camera.send(init())
+    camera.send(fragment(0, key=True))
+    await until(writing.is_set)
+    taking.cancel()
+    asyncio.get_running_loop().call_soon(go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    await until(lambda: not service._ingests)
+    verdict = shelf.verify(name)
+    assert (verdict.pieces, verdict.end, heads.of[name.segment_id][1]) == (2, "CONNECTION_LOST", verdict.chain)
 
 
 async def test_a_late_viewer_begins_at_the_last_keyframe_and_each_gets_all_of_the_rest(service: RelayService) -> None:
