@@ -82,9 +82,11 @@ Sit = Callable[..., Any]
 async def _sit(browser: Browser, stack: Stack) -> AsyncIterator[Sit]:
     contexts = []
 
-    async def sit(emergency_id: str, camera_id: str, user: str = "supervisor", token: str = "") -> Seat:
+    async def sit(emergency_id: str, camera_id: str, user: str = "supervisor", token: str = "", first_answer: object = None) -> Seat:
         context = await browser.new_context(viewport={"width": 1000, "height": 800})
         contexts.append(context)
+        if first_answer:
+            await context.route("**/api/watch", lambda route: route.fulfill(json=first_answer, status=404), times=1)
         page = await context.new_page()
         seat = Seat(page, [])
         page.on("console", lambda message: seat.complaints.append(message.text) if message.type == "error" else None)
@@ -237,8 +239,10 @@ async def test_who_comes_before_the_camera_sees_it_as_soon_as_it_comes(world: Wo
     await world.enrol([officer])
     await world.begin_shift(officer)
     pressed = await world.press(officer.radio)
-    seat = await sit(pressed.emergency_id, officer.camera_ids[0])
+    too_soon = {"reason": "NOT_FOUND", "message": "what is asked in the moment of the press"}
+    seat = await sit(pressed.emergency_id, officer.camera_ids[0], first_answer=too_soon)
     await seat.state("connecting")
+    await seat.page.wait_for_selector("#state:has-text('Waiting for the camera')", timeout=_WITHIN_MS)
     await world.link(officer)
     await seat.paints(3)
 

@@ -10,6 +10,8 @@ type State = "idle" | "connecting" | "live" | "delayed" | "interrupted" | "ended
 const HEAD = 48, VERSION = 1, INIT = 0, KEY = 1;
 // A picture older than this is not painted; without a new one for so long, what is there is covered.
 const LATE_MS = 1000, STALE_MS = 1500;
+// An emergency may be younger than what the sessions have heard: for so long one that they do not know may still come.
+const APPEARS_MS = 10_000;
 const EXTEND_MS = 4 * 60_000, RETRY_MS = 500, RETRY_AT_MOST_MS = 5000, TICK_MS = 200, LOOK_MS = 4000;
 const REVOKED = 4403;
 const CAUSES: Record<string, string> = {
@@ -204,6 +206,7 @@ class Player {
   private readonly ticking: number;
   private readonly looking: number;
   private relay = "";
+  private readonly since = performance.now();
 
   constructor(private readonly token: string, private readonly emergency: string, private readonly camera: string) {
     this.ticking = window.setInterval(() => this.tick(), TICK_MS);
@@ -218,8 +221,9 @@ class Player {
     const answer = await ask<Watch>(this.token, "/api/watch", { emergency_id: this.emergency, camera_id: this.camera });
     if (this.over) return;
     if ("reason" in answer) {
-      if (!PASSING.has(answer.reason)) this.end(CAUSES[answer.reason] ?? answer.message);
-      else this.again(answer.reason === "NO_STREAM" ? "Waiting for the camera." : "Connecting again.");
+      const mayAppear = answer.reason === "NOT_FOUND" && performance.now() - this.since < APPEARS_MS;
+      if (!PASSING.has(answer.reason) && !mayAppear) this.end(CAUSES[answer.reason] ?? answer.message);
+      else this.again(mayAppear || answer.reason === "NO_STREAM" ? "Waiting for the camera." : "Connecting again.");
       return;
     }
     grants.push(answer.grant.grant_id);

@@ -131,7 +131,7 @@ async def test_a_piece_that_is_kept_after_its_camera_has_gone_is_told_too(
     service: RelayService, shelf: FileShelf, heads: Heads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The request is cancelled when its connection is lost; what a thread writes in that moment is kept all the same."""
-    append, writing, go_on = FileSegment.append, threading.Event(), threading.Event()
+    append, writing, go_on = FileSegment._append, threading.Event(), threading.Event()
 
     def slow(segment: FileSegment, piece: Init | Fragment, received_at: datetime) -> Entry:
         if isinstance(piece, Fragment):
@@ -139,7 +139,7 @@ async def test_a_piece_that_is_kept_after_its_camera_has_gone_is_told_too(
             go_on.wait(WITHIN_S)
         return append(segment, piece, received_at)
 
-    monkeypatch.setattr(FileSegment, "append", slow)
+    monkeypatch.setattr(FileSegment, "_append", slow)
     camera, name = Feed(), Name("s1", "0001-live")
     taking = sending(service, name, camera)
     camera.send(init())
