@@ -14,14 +14,13 @@ from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 from chassis.errors import Forbidden, Unauthenticated, Unavailable
+from chassis.names import PLATFORM
 from chassis.settings import OidcSettings
 
 _SPIFFE_PATH = re.compile(r"^/agency/(?P<agency>[a-z][a-z0-9-]{1,62})/(?P<kind>[a-z]{2,20})/(?P<id>[a-z0-9][a-z0-9-]{0,62})$")
 _SECOND_FACTORS = frozenset({"mfa", "otp", "hwk", "swk", "fpt", "sms"})
 _MAX_TOKEN = 16 * 1024
 _KEYS_GOOD_S = 600.0
-# Sightline's own services and people act for this agency; it is over all others.
-PLATFORM = "platform"
 
 
 @dataclass(frozen=True)

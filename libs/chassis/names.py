@@ -2,6 +2,9 @@
 
 import re
 
+# Sightline's own services and people act for this agency; it is over all others.
+PLATFORM = "platform"
+
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _AT_MOST = 63  # characters, as in certificates
 

@@ -38,7 +38,8 @@ from chassis.errors import (
     Unavailable,
     WrongState,
 )
-from chassis.identity import PLATFORM, Caller, Machine, Person, TokenVerifier, parse_machine
+from chassis.identity import Caller, Machine, Person, TokenVerifier, parse_machine
+from chassis.names import PLATFORM
 from chassis.settings import RpcSettings
 
 ERROR_DOMAIN = "sightline"

@@ -1,13 +1,16 @@
 """Wires the audit service together."""
 
+import asyncio
 import base64
 from pathlib import Path
 
+from chassis import telemetry
 from chassis.audit import Audit
 from chassis.bus import Publisher, check_topics
 from chassis.clock import SystemClock
 from chassis.db import Database
 from chassis.errors import Misconfigured
+from chassis.files import read_ed25519
 from chassis.identity import TokenVerifier
 from chassis.reader import BatchReader
 from chassis.rpc import Server
@@ -15,18 +18,18 @@ from chassis.run import App, run, wait_for
 from chassis.sealing import Sealer
 from contracts.callers import ALLOWED
 from contracts.topics import AUDIT_CHECKPOINT, AUDIT_RECORD
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from sightline.audit.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
 from tlog.note import Signer
 
 from services.audit.api import AuditApi
 from services.audit.events import CheckpointAnnouncer, RecordReader
 from services.audit.model import Inconsistent
-from services.audit.service import AuditService
+from services.audit.peers import WitnessLink
+from services.audit.service import AuditService, Recheck
 from services.audit.settings import AuditSettings
 from services.audit.store import FileCopies, Store
 
+_WITNESS_S, _RECHECK_PAUSE_S = 1.0, 0.2
 _LINGER_S, _PAUSE_S = 0.2, 0.01  # records that come within the first time are one commit
 
 
@@ -41,9 +44,13 @@ async def main(app: App[AuditSettings]) -> None:
     await wait_for("PostgreSQL", database.open)
 
     audit = Audit("audit", AUDIT_RECORD, database, publisher, clock)
-    sealer, signer = Sealer(_master_key(settings.master_key_file)), Signer(settings.origin, _signing_key(settings.signing_key_file))
+    sealer, signer = Sealer(_master_key(settings.master_key_file)), Signer(settings.origin, read_ed25519(settings.signing_key_file))
     copies = FileCopies(settings.checkpoint_dir)
-    service = AuditService(database, Store(), sealer, signer, copies, CheckpointAnnouncer(), audit, clock)
+    witnesses = []
+    for witness in settings.witnesses:
+        witnesses.append(await app.resources.enter_async_context(WitnessLink(witness.url, witness.verifier)))
+    recheck = Recheck(database, Store(), sealer, signer.verifier, [witness.verifier for witness in witnesses])
+    service = AuditService(database, Store(), sealer, signer, copies, CheckpointAnnouncer(), audit, witnesses)
 
     async def check() -> None:
         try:
@@ -52,6 +59,15 @@ async def main(app: App[AuditSettings]) -> None:
             raise Misconfigured(f"the log is not gone on with: {error}") from error
         except (ValueError, KeyError) as error:
             raise Misconfigured(f"the newest checkpoint in {settings.checkpoint_dir} cannot be read: {error!r}") from error
+
+    async def recheck_some() -> None:
+        found, is_round = await recheck.step()
+        service.rechecked = recheck.size
+        for finding in found:
+            telemetry.log().error("the log is not what was signed", finding=str(finding))
+            service.distrust(str(finding))
+        if is_round:
+            await asyncio.sleep(settings.recheck_s)
 
     await wait_for("PostgreSQL", check)
     server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
@@ -64,6 +80,8 @@ async def main(app: App[AuditSettings]) -> None:
     await wait_for("Kafka topics", lambda: check_topics(settings.kafka, (AUDIT_RECORD, AUDIT_CHECKPOINT)))
     app.background("records", records.consume())
     app.repeat("integration", _PAUSE_S, service.integrate_soon)
+    app.repeat("recheck", _RECHECK_PAUSE_S, recheck_some)
+    app.repeat("witnesses", _WITNESS_S, service.ask_witnesses)
     await app.ready()
 
 
@@ -74,16 +92,6 @@ def _master_key(file: Path) -> bytes:
         raise Misconfigured(f"{file} is no master key: 32 bytes as base64") from error
     if len(key) != 32:
         raise Misconfigured(f"{file} is no master key: {len(key)} bytes instead of 32, as base64")
-    return key
-
-
-def _signing_key(file: Path) -> Ed25519PrivateKey:
-    try:
-        key = load_pem_private_key(file.read_bytes(), None)
-    except (ValueError, TypeError) as error:  # the latter: it wants a password
-        raise Misconfigured(f"{file} is no private key that can be read: {error}") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise Misconfigured(f"{file} is no Ed25519 key")
     return key
 
 

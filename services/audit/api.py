@@ -1,6 +1,7 @@
 """The gRPC face of the log."""
 
 import re
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,15 +30,40 @@ class AuditApi(AuditServiceServicer):
 
     async def GetLog(self, request: pb.GetLogRequest, context: Any) -> pb.GetLogResponse:
         """How the log stands."""
-        checkpoint, key, producers = await self._service.log(caller())
+        log = await self._service.log(caller())
         states = [
-            pb.ProducerState(producer=p.producer, highest=p.highest, missing=p.missing, newest_at=stamp(p.newest_at)) for p in producers
+            pb.ProducerState(producer=p.producer, highest=p.highest, missing=p.missing, newest_at=stamp(p.newest_at)) for p in log.producers
         ]
-        return pb.GetLogResponse(checkpoint=checkpoint, key=key, producers=states)
+        return pb.GetLogResponse(
+            checkpoint=log.checkpoint, key=log.key, producers=states, cosigned=log.cosigned, witness_keys=log.witness_keys
+        )
+
+    async def GetHealth(self, request: pb.GetHealthRequest, context: Any) -> pb.GetHealthResponse:
+        """Whether the log can be relied on."""
+        health = await self._service.health()
+        return pb.GetHealthResponse(
+            works=not health.problem, problem=health.problem, size=health.size, unsigned=health.unsigned, rechecked=health.rechecked
+        )
+
+    async def ForgetActor(self, request: pb.ForgetActorRequest, context: Any) -> pb.ForgetActorResponse:
+        """Make what the log says of an actor unreadable."""
+        await self._service.forget(caller(), caller().agency_id, request.actor_id, request.reason)
+        return pb.ForgetActorResponse()
+
+    async def ReadLeaves(self, request: pb.ReadLeavesRequest, context: Any) -> AsyncIterator[pb.ReadLeavesResponse]:
+        """All leaves of a range."""
+        async for start, leaves in self._service.leaves(caller(), request.start, request.end):
+            yield pb.ReadLeavesResponse(start=start, leaves=(pb.Leaf(hash=hashed, leaf=leaf) for hashed, leaf in leaves))
+
+    async def WatchEntries(self, request: pb.WatchEntriesRequest, context: Any) -> AsyncIterator[pb.WatchEntriesResponse]:
+        """Entries as they become provable."""
+        start = request.start_index if request.HasField("start_index") else None
+        async for entries, next_index in self._service.watch(caller(), start):
+            yield pb.WatchEntriesResponse(entries=map(_entry, entries), next_index=next_index)
 
     async def GetEntry(self, request: pb.GetEntryRequest, context: Any) -> pb.GetEntryResponse:
         """An entry and its proof."""
-        entry, checkpoint, path = await self._service.entry(caller(), request.index)
+        entry, checkpoint, path = await self._service.entry(caller(), request.index, request.size)
         return pb.GetEntryResponse(entry=_entry(entry), checkpoint=checkpoint, path=path)
 
     async def SearchEntries(self, request: pb.SearchEntriesRequest, context: Any) -> pb.SearchEntriesResponse:

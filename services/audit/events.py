@@ -8,14 +8,13 @@ from chassis import telemetry
 from chassis.bus import TRANSIENT, Received, Record, parse
 from chassis.db import Transaction
 from chassis.errors import PoisonError, Unavailable
-from chassis.identity import PLATFORM
-from chassis.names import is_uuid
+from chassis.names import PLATFORM, is_uuid
 from contracts.topics import AUDIT_CHECKPOINT, AUDIT_RECORD
 from sightline.audit.v1.leaf_pb2 import AuditCheckpoint, AuditDetail, AuditLeaf, AuditPersonal
 from sightline.audit.v1.record_pb2 import AuditRecord
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
-from services.audit.model import LEAF_VERSION, Arrived, Signed, personal_hash
+from services.audit.model import LEAF_VERSION, Arrived, Signed, facts_of, personal_hash
 from services.audit.service import AuditService
 
 _SALT, _NAME, _TEXT = 32, 200, 2000  # bytes, and characters at the most
@@ -45,6 +44,7 @@ def to_arrived(record: AuditRecord, salt: bytes) -> Arrived:
         record_id=record.record_id, producer=record.producer, producer_seq=record.producer_seq, action=record.action,
         outcome=record.outcome, actor_kind=record.actor.kind, agency_id=record.agency_id, emergency_id=record.emergency_id, at=record.at,
         caused_by=record.caused_by, personal_hash=personal_hash(private),
+        facts=(AuditDetail(key=key, value=value) for key, value in facts_of(record.details)),
     )  # fmt: skip
     return Arrived(
         record.record_id, record.producer, record.producer_seq, record.action, record.agency_id or PLATFORM, record.emergency_id, at,

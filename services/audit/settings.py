@@ -1,7 +1,28 @@
 """Settings of the audit service."""
 
-from chassis.settings import DatabaseSettings, KafkaSettings, OidcSettings, RpcSettings, ServiceSettings
-from pydantic import DirectoryPath, Field, FilePath
+from typing import Self
+
+from chassis.settings import Block, DatabaseSettings, KafkaSettings, OidcSettings, RpcSettings, ServiceSettings
+from pydantic import DirectoryPath, Field, FilePath, model_validator
+from tlog.note import COSIGNATURE, Verifier
+
+
+class WitnessSettings(Block):
+    """Somebody who cosigns checkpoints."""
+
+    url: str = Field(pattern=r"^https?://[^\s?#]+$", description="what `/add-checkpoint` is appended to")
+    key: str = Field(description="the witness's public key, as it shows it")
+
+    @property
+    def verifier(self) -> Verifier:
+        """The key, read."""
+        return Verifier.parse(self.key)
+
+    @model_validator(mode="after")
+    def _is_key(self) -> Self:
+        if self.verifier.kind != COSIGNATURE:
+            raise ValueError(f"{self.key} signs logs, not what it has witnessed")
+        return self
 
 
 class AuditSettings(ServiceSettings):
@@ -16,6 +37,10 @@ class AuditSettings(ServiceSettings):
     )
     signing_key_file: FilePath = Field(description="Ed25519 private key that signs checkpoints, PEM")
     master_key_file: FilePath = Field(description="32 bytes as base64: the key of the keys that personal parts are encrypted with")
+    witnesses: tuple[WitnessSettings, ...] = Field(
+        (), max_length=10, description='who cosigns, as JSON: [{"url": "https://…", "key": "name+id+key"}]'
+    )
+    recheck_s: float = Field(60, gt=0, le=86_400, description="rest between two readings of the whole log, in seconds")
     checkpoint_dir: DirectoryPath = Field(
         description="folder that the newest checkpoint is copied to; a log that is behind it is not gone on with"
     )

@@ -235,12 +235,14 @@ class EmergencyService:
     async def acknowledge(self, caller: Caller, emergency_id: str, note: str) -> Emergency:
         """The caller takes the emergency."""
         fact = self._fact(caller, note)
-        return await self._change(caller, emergency_id, "emergency.acknowledged", lambda e: e.acknowledge(fact))
+        return await self._change(caller, emergency_id, "emergency.acknowledged", lambda e: e.acknowledge(fact), {"note": note})
 
     async def clear(self, caller: Caller, emergency_id: str, disposition: Disposition, note: str, expected_version: int) -> Emergency:
         """The caller ends the emergency."""
         fact = self._fact(caller, note)
-        return await self._change(caller, emergency_id, "emergency.cleared", lambda e: e.clear(fact, disposition, expected_version))
+        return await self._change(
+            caller, emergency_id, "emergency.cleared", lambda e: e.clear(fact, disposition, expected_version), {"note": note}
+        )
 
     async def bind_subject(self, caller: Caller, emergency_id: str, officer_id: str, note: str, expected_version: int) -> Emergency:
         """The caller names the officer; his or her cameras start."""
@@ -355,7 +357,9 @@ class EmergencyService:
 
     def _note(self, tx: Transaction, action: str, who: Who, emergency: Emergency, details: dict[str, str]) -> None:
         actor = Actor(kind=ActorKind.ValueType(who.kind), id=who.id, agency_id=who.agency_id)
-        facts = {"version": str(emergency.version), "epoch": str(emergency.epoch)} | details
+        facts = {"version": str(emergency.version), "epoch": str(emergency.epoch), "status": emergency.status.value} | details
+        if emergency.disposition:
+            facts["disposition"] = emergency.disposition.value
         target = f"emergencies/{emergency.emergency_id}"
         self._audit.record(tx, Entry(action, actor, target, emergency.agency_id, emergency.emergency_id, facts))
 

@@ -120,3 +120,67 @@ def test_the_service_cannot_change_what_it_wrote(stack: Stack) -> None:
             for statement in (f"UPDATE audit.{table} SET {column} = ''", f"DELETE FROM audit.{table}", f"TRUNCATE audit.{table}"):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     connection.execute(statement)
+
+
+async def test_a_witness_has_seen_what_the_log_says_and_outlives_a_crash_of_both(world: World, someone: Someone, stack: Stack) -> None:
+    async with Rig(stack) as rig, Desk(stack, f"auditor@{AGENCY}") as auditor:
+
+        async def cosigned(size: int) -> tuple[Checkpoint, dict[str, int]]:
+            """The newest cosigned checkpoint, once it has so many leaves."""
+
+            async def there() -> tuple[Checkpoint, dict[str, int]] | None:
+                log = await auditor.call(auditor.audit.GetLog, pb.GetLogRequest())
+                if not log.cosigned:
+                    return None
+                key, *witnesses = map(Verifier.parse, (log.key, *log.witness_keys))
+                found = open_checkpoint(log.cosigned, key, witnesses, quorum=1)
+                return found if found[0].size >= size else None
+
+            return await until(there, f"a cosigned checkpoint of {size} leaves")
+
+        before, seen = await cosigned(1)
+        assert list(seen) == ["laptop.sightline.example/witness"]
+        for name in ("witness-a", "audit-a"):
+            await rig.kill(name)
+            officer = await world.duty(someone())
+            pressed = await world.press(officer.radio)
+            await _found(auditor, "emergency.raised", emergency_id=pressed.emergency_id)
+            before, _ = await cosigned(before.size + 1)
+        [entry, *_] = await _found(auditor, "emergency.raised", emergency_id=pressed.emergency_id)
+        after, _ = await cosigned(entry.index + 1)
+        answer = await auditor.call(auditor.audit.GetEntry, pb.GetEntryRequest(index=entry.index, size=after.size))
+        check_inclusion(leaf_hash(answer.entry.leaf), entry.index, after.size, list(answer.path), after.root)
+        health = await auditor.call(auditor.audit.GetHealth, pb.GetHealthRequest())
+        assert (health.works, health.problem) == (True, "")
+
+
+async def test_entries_are_watched_as_they_become_provable_and_all_leaves_make_the_root(
+    world: World, someone: Someone, stack: Stack
+) -> None:
+    officer = await world.duty(someone())
+    async with Desk(stack, f"auditor@{AGENCY}") as auditor:
+        start = (await _checkpoint(auditor))[0].size
+        pressed = await world.press(officer.radio)
+        watched: list[pb.Entry] = []
+        call = auditor.audit.WatchEntries(pb.WatchEntriesRequest(start_index=start), timeout=30, metadata=auditor.metadata())
+        async for answer in call:
+            watched += answer.entries
+            if {(e.content.action, e.content.emergency_id) for e in watched} >= {("activation.decided", pressed.emergency_id)}:
+                call.cancel()
+                break
+        indexes = [entry.index for entry in watched]
+        assert indexes == sorted(set(indexes))
+        assert indexes[0] >= start
+        raised = next(e for e in watched if (e.content.action, e.content.emergency_id) == ("emergency.raised", pressed.emergency_id))
+        assert {fact.key: fact.value for fact in raised.content.facts}["status"] == "ACTUAL"
+    # Everybody who audits gets the whole tree; what is another agency's only as hashes.
+    for user, reads in ((f"auditor@{AGENCY}", True), ("auditor@elsewhere-pd", False)):
+        async with Desk(stack, user) as auditor:
+            point, _ = await _checkpoint(auditor)
+            frontier = Frontier()
+            async for some in auditor.audit.ReadLeaves(pb.ReadLeavesRequest(end=point.size), timeout=30, metadata=auditor.metadata()):
+                assert some.start == frontier.size
+                for leaf in some.leaves:
+                    assert leaf_hash(leaf.leaf) == leaf.hash if leaf.leaf else not reads
+                    list(frontier.append(leaf.hash))
+            assert (frontier.size, frontier.root()) == (point.size, point.root)

@@ -19,12 +19,14 @@ from typing import Any
 import grpc
 import psycopg
 from chassis.db import migrate
+from chassis.files import read_ed25519
 from chassis.settings import KafkaSettings
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from tlog.note import COSIGNATURE, Signer
 
 from tools.local import containers
 from tools.local.ca import LaptopCa
@@ -44,6 +46,7 @@ QUICK_PERIODS = {
     "evidence": {"SIGHTLINE_SWEEP_S": "0.5"}, "relay": {"SIGHTLINE_RETIRE_S": "0.5"},
 }  # fmt: skip
 Progress = Callable[[str], None]
+_ORIGIN, _WITNESS = "laptop.sightline.example/audit", "laptop.sightline.example/witness"
 
 
 class StackError(StartError):
@@ -73,6 +76,7 @@ class Stack:
     health: dict[str, str] = field(default_factory=dict)
     relays: dict[str, tuple[str, str]] = field(default_factory=dict)  # where they listen for cameras, and for viewers
     console: str = ""  # where it listens for browsers
+    witness: str = ""  # where it listens for the log
     processes: list[Process] = field(default_factory=list)
 
     @property
@@ -229,10 +233,10 @@ def _start_services(
     names = {name: [f"{name}-{replica}" for replica in (replicas[:1] if name in SINGLE else replicas)] for name in WITH_TABLES}
     served = [each for several in names.values() for each in several]
     joiners, relays = [f"joiner-{lane}" for lane in lanes], [f"relay-{replica}" for replica in replicas]
-    ports = iter(free_ports(2 * len(served) + len(joiners) + 3 * len(relays) + 2))
+    ports = iter(free_ports(2 * len(served) + len(joiners) + 3 * len(relays) + 4))
     stack.listens = {each: f"127.0.0.1:{next(ports)}" for each in served}
-    stack.health = {each: f"127.0.0.1:{next(ports)}" for each in (*served, *joiners, *relays, "console-a")}
-    stack.console = f"127.0.0.1:{next(ports)}"
+    stack.health = {each: f"127.0.0.1:{next(ports)}" for each in (*served, *joiners, *relays, "console-a", "witness-a")}
+    stack.console, stack.witness = f"127.0.0.1:{next(ports)}", f"127.0.0.1:{next(ports)}"
     stack.relays = {each: (f"127.0.0.1:{next(ports)}", f"127.0.0.1:{next(ports)}") for each in relays}
     stack.targets = {name: "ipv4:" + ",".join(stack.listens[each] for each in several) for name, several in names.items()}
     (stack.data / "env").mkdir(exist_ok=True)
@@ -362,26 +366,56 @@ def _rpc(stack: Stack, name: str, kind: str = "service") -> dict[str, str]:
 
 def audit_environment(stack: Stack, name: str) -> dict[str, str]:
     """The settings that the audit service of this stack runs with; its keys and the copies of its checkpoints lie beside the database."""
-    signing, master, copies = (
-        stack.data / "secrets" / "audit-signing.pem",
-        stack.data / "secrets" / "audit-master",
-        stack.data / "checkpoints",
-    )
+    copies, master = stack.data / "checkpoints", stack.data / "secrets" / "audit-master"
     copies.mkdir(exist_ok=True)
-    if not signing.exists():
-        key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        for file, content in ((signing, key), (master, base64.b64encode(secrets.token_bytes(32)))):
-            file.touch(mode=0o600)
-            file.write_bytes(content)
+    if not master.exists():
+        master.touch(mode=0o600)
+        master.write_bytes(base64.b64encode(secrets.token_bytes(32)))
+    witness = {"url": f"http://{stack.witness}", "key": str(Signer(_WITNESS, _ed25519(stack, "witness"), COSIGNATURE).verifier)}
+    _ed25519(stack, "audit-signing")
     return service_environment(stack, name) | {
-        "SIGHTLINE_ORIGIN": "laptop.sightline.example/audit",
-        "SIGHTLINE_SIGNING_KEY_FILE": str(signing),
+        "SIGHTLINE_ORIGIN": _ORIGIN,
+        "SIGHTLINE_SIGNING_KEY_FILE": str(_key_file(stack, "audit-signing")),
         "SIGHTLINE_MASTER_KEY_FILE": str(master),
         "SIGHTLINE_CHECKPOINT_DIR": str(copies),
+        "SIGHTLINE_WITNESSES": json.dumps([witness]),
     }
 
 
-_ENVIRONMENTS = {"joiner": joiner_environment, "relay": relay_environment, "console": console_environment, "audit": audit_environment}
+def witness_environment(stack: Stack, name: str) -> dict[str, str]:
+    """The settings of the witness of this stack, which a stranger would run elsewhere."""
+    state, logs = stack.data / name, stack.data / "secrets" / "logs-of-the-witness"
+    state.mkdir(exist_ok=True)
+    logs.write_text(f"{Signer(_ORIGIN, _ed25519(stack, 'audit-signing')).verifier}\n")
+    _ed25519(stack, "witness")
+    return {
+        "SIGHTLINE_PROFILE": "laptop",
+        "SIGHTLINE_NAME": _WITNESS,
+        "SIGHTLINE_KEY_FILE": str(_key_file(stack, "witness")),
+        "SIGHTLINE_LOGS_FILE": str(logs),
+        "SIGHTLINE_STATE_DIR": str(state),
+        "SIGHTLINE_LISTEN": stack.witness,
+        "SIGHTLINE_HEALTH_LISTEN": stack.health[name],
+    }
+
+
+def _key_file(stack: Stack, name: str) -> Path:
+    return stack.data / "secrets" / f"{name}.pem"
+
+
+def _ed25519(stack: Stack, name: str) -> Ed25519PrivateKey:
+    """A key that outlives the stack's processes; made when it is first wanted."""
+    file = _key_file(stack, name)
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return read_ed25519(file)
+
+
+_ENVIRONMENTS = {
+    "joiner": joiner_environment, "relay": relay_environment, "console": console_environment, "audit": audit_environment,
+    "witness": witness_environment,
+}  # fmt: skip
 
 
 def _started(stack: Stack, process: Process) -> None:

@@ -1,5 +1,10 @@
 """Notes are read and signed as C2SP says; what is not signed by whom it must be is refused in words."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
@@ -22,6 +27,48 @@ POINT = Checkpoint(LOG.verifier.name, 7, bytes(range(32)))
 def note(*witnesses: Signer) -> SignedNote:
     text = str(POINT)
     return SignedNote(text, ()).signed(LOG.sign(text), *(witness.sign(text, 1_800_000_000 + n) for n, witness in enumerate(witnesses)))
+
+
+# Signed notes and cosignatures, checked by Node's own cryptography and by nothing of ours.
+ELSEWHERE = """
+const { createHash, createPublicKey, verify } = require("node:crypto");
+const [content, ...keys] = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
+const cut = content.lastIndexOf("\\n\\n"), text = content.slice(0, cut + 1);
+const lines = content.slice(cut + 2).trimEnd().split("\\n").map((line) => line.match(/^\u2014 (\\S+) (\\S+)$/));
+console.log(JSON.stringify(keys.map((key) => {
+  const [name, id, ...rest] = key.split("+"), encoded = Buffer.from(rest.join("+"), "base64"), kind = encoded[0];
+  const computed = createHash("sha256").update(name + "\\n").update(encoded).digest().subarray(0, 4);
+  if (computed.toString("hex") !== id) return "another key id";
+  const der = Buffer.concat([Buffer.from("302a300506032b6570032100", "hex"), encoded.subarray(1)]);
+  const publicKey = createPublicKey({ key: der, format: "der", type: "spki" });
+  const line = lines.find((each) => each[1] === name && Buffer.from(each[2], "base64").subarray(0, 4).equals(computed));
+  if (!line) return "not signed";
+  let signature = Buffer.from(line[2], "base64").subarray(4), signed = text;
+  if (kind === 4) {
+    signed = `cosignature/v1\\ntime ${signature.readBigUInt64BE(0)}\\n${text}`;
+    signature = signature.subarray(8);
+  }
+  return verify(null, Buffer.from(signed), publicKey, signature) ? "good" : "bad";
+})));
+"""
+
+
+def elsewhere(content: str, *keys: str) -> list[str]:
+    """What another implementation says of a note's signatures, key by key."""
+    node = Path(sys.executable).with_name("node")
+    found = subprocess.run(  # noqa: S603 - our own script
+        [node, "-e", ELSEWHERE], input=json.dumps([content, *keys]), capture_output=True, text=True, check=True
+    )
+    return list(json.loads(found.stdout))
+
+
+def test_another_implementation_takes_what_we_sign_and_refuses_what_we_refuse() -> None:
+    assert elsewhere(SIGNED, KEY) == ["good"]  # its own example: the check itself works
+    keys = [str(signer.verifier) for signer in (LOG, *WITNESSES)]
+    content = str(note(*WITNESSES[:2]))
+    assert elsewhere(content, *keys) == ["good", "good", "good", "not signed"]
+    assert elsewhere(content.replace("\n7\n", "\n8\n"), *keys) == ["bad", "bad", "bad", "not signed"]
+    assert elsewhere(content, keys[1][:-4] + "AAA=") == ["another key id"]
 
 
 def test_a_note_of_another_implementation_is_taken() -> None:

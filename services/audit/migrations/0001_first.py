@@ -39,10 +39,16 @@ CREATE TABLE node (
     PRIMARY KEY (level, index)
 );
 CREATE TABLE checkpoint (
-    size      bigint PRIMARY KEY,
-    root      bytea NOT NULL,
-    note      text NOT NULL,
-    signed_at timestamptz NOT NULL
+    size bigint PRIMARY KEY,
+    root bytea NOT NULL,
+    note text NOT NULL
+);
+-- A line of a note: what a witness said of a checkpoint.
+CREATE TABLE cosignature (
+    size    bigint NOT NULL REFERENCES checkpoint,
+    witness text NOT NULL,
+    line    text NOT NULL,
+    PRIMARY KEY (size, witness)
 );
 -- What seals an actor's personal parts. Forgetting is deleting the row: who comes back after that gets another key.
 CREATE TABLE subject_key (
@@ -52,5 +58,5 @@ CREATE TABLE subject_key (
 );
 COMMENT ON TABLE subject_key IS 'never changed';
 """)
-    for table in ("leaf", "node", "checkpoint"):
+    for table in ("leaf", "node", "checkpoint", "cosignature"):
         op.execute(f"COMMENT ON TABLE {table} IS 'append-only'")

@@ -12,7 +12,7 @@ from chassis.audit import Audit
 from chassis.bus import Publisher
 from chassis.clock import SystemClock
 from chassis.db import Database, Transaction
-from chassis.errors import InvalidRequest, NotFound, PoisonError
+from chassis.errors import InvalidRequest, NotFound, PoisonError, Unavailable
 from chassis.identity import Caller, Machine, Person
 from chassis.sealing import Sealer, Unsealable
 from chassis.settings import DatabaseSettings
@@ -28,7 +28,7 @@ from uuid_utils import uuid7
 
 from services.audit.events import to_arrived
 from services.audit.model import LEAF_VERSION, Arrived, Inconsistent, Search, Signed, personal_hash
-from services.audit.service import AuditService
+from services.audit.service import AuditService, Recheck
 from services.audit.store import FileCopies, Store
 
 SCHEMA = "audit"
@@ -49,7 +49,7 @@ class Told:
 async def _empty(database: Database, databases: DatabaseSettings) -> AsyncIterator[None]:
     """A log of its own for every test."""
     async with database.statements() as db:
-        await db.execute("TRUNCATE leaf, node, checkpoint, subject_key")
+        await db.execute("TRUNCATE leaf, node, checkpoint, cosignature, subject_key")
     yield
 
 
@@ -59,9 +59,8 @@ def told() -> Told:
 
 
 def make(database: Database, publisher: Publisher, told: Told, folder: Path) -> AuditService:
-    clock = SystemClock()
-    audit = Audit("audit", AUDIT_RECORD, database, publisher, clock)
-    return AuditService(database, Store(), SEALER, LOG, FileCopies(folder), told, audit, clock)
+    audit = Audit("audit", AUDIT_RECORD, database, publisher, SystemClock())
+    return AuditService(database, Store(), SEALER, LOG, FileCopies(folder), told, audit)
 
 
 @pytest.fixture
@@ -89,9 +88,9 @@ async def take(log: AuditService, records: Sequence[AuditRecord]) -> None:
 
 
 async def newest(log: AuditService) -> Checkpoint:
-    note, key, _ = await log.log(AUDITOR)
-    assert key == str(LOG.verifier)
-    return open_checkpoint(note, LOG.verifier)[0]
+    state = await log.log(AUDITOR)
+    assert state.key == str(LOG.verifier)
+    return open_checkpoint(state.checkpoint, LOG.verifier)[0]
 
 
 async def test_every_record_is_one_leaf_however_often_it_comes(log: AuditService, database: Database) -> None:
@@ -106,13 +105,13 @@ async def test_every_record_is_one_leaf_however_often_it_comes(log: AuditService
     assert [row["index"] for row in rows] == list(range(40))
     assert {row["record_id"] for row in rows} == {each.record_id for each in records}
     assert (await newest(log)).size == 40
-    [producer] = (await log.log(AUDITOR))[2]
+    [producer] = (await log.log(AUDITOR)).producers
     assert (producer.highest, producer.missing) == (40, 0)
 
 
 async def test_what_is_missing_is_counted(log: AuditService) -> None:
     await take(log, [record(1), record(2), record(5), record(7, "registry")])
-    assert [(p.producer, p.highest, p.missing) for p in (await log.log(AUDITOR))[2]] == [("registry", 7, 6), ("streams", 5, 2)]
+    assert [(p.producer, p.highest, p.missing) for p in (await log.log(AUDITOR)).producers] == [("registry", 7, 6), ("streams", 5, 2)]
 
 
 async def test_a_number_with_two_records_is_refused_and_the_first_stays(log: AuditService) -> None:
@@ -227,7 +226,7 @@ async def test_the_edge_of_the_old_tree_under_a_new_root_is_not_enough(log: Audi
                 "INSERT INTO node VALUES (%s, %s, %s) ON CONFLICT (level, index) DO UPDATE SET hash = excluded.hash", [level, index, kept]
             )
         note = str(SignedNote(text, (LOG.sign(text),)))
-        await db.execute("INSERT INTO checkpoint VALUES (8, %s, %s, now())", [fork.root(), note])
+        await db.execute("INSERT INTO checkpoint VALUES (8, %s, %s)", [fork.root(), note])
     with pytest.raises(Inconsistent, match="not the one that was signed"):
         await log.check_copies()
 
@@ -257,6 +256,27 @@ async def test_who_has_only_a_database_cannot_read_names_and_a_forgotten_one_is_
     await take(log, [record(3, actor="sam")])
     assert [bool(entry.personal) for entry in await log.search(AUDITOR, Search("pd"), None, 10)] == [True, True, False]
     assert [entry.index for entry in await log.search(AUDITOR, Search("pd", actor_id="sam"), None, 10)] == [2]
+
+
+async def test_who_is_forgotten_is_forgotten_for_ever_and_the_log_says_so(log: AuditService, database: Database) -> None:
+    recheck = Recheck(database, Store(), SEALER, LOG.verifier)
+    await take(log, [record(1, actor="sam"), record(2, actor="kim")])
+    await log.take(arrived([record(3, actor="sam")]))
+    with pytest.raises(Unavailable, match="not signed yet"):
+        await log.forget(AUDITOR, "pd", "sam", "decision 17 of the court")
+    await log.integrate()
+    await log.forget(AUDITOR, "pd", "sam", "decision 17 of the court")
+    for agency, actor in (("pd", "sam"), ("pd", "nobody"), ("elsewhere", "kim")):
+        with pytest.raises(NotFound):
+            await log.forget(AUDITOR, agency, actor, "again")
+    assert [bool((await log.entry(AUDITOR, index))[0].personal) for index in range(3)] == [False, True, False]
+    assert [each.since for each in (await recheck.step())[0]] == [0, 2]  # until the record of it has come
+    async with database.statements() as db:
+        rows = await db.all("SELECT record FROM audit_record")
+    told = [found for row in rows if (found := AuditRecord.FromString(bytes(row["record"]))).action == "subject.forgotten"]
+    told[-1].producer_seq = 1
+    await take(log, [told[-1]])
+    assert (await recheck.step())[0] == []
 
 
 async def test_entries_are_found_by_whom_what_and_when_within_the_agency(log: AuditService) -> None:

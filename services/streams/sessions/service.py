@@ -423,6 +423,8 @@ class SessionsService:
                 self._tell(tx, new, "session.ended")
             else:
                 self._announcer.announce_session(tx, new)
+                if new.live_at and not old.live_at:
+                    self._audit_session(tx, new, "session.live")
 
     async def _save_grants(self, tx: Transaction, before: Sequence[Grant], after: Sequence[Grant], actor: Actor = _SYSTEM) -> list[Session]:
         """Write, announce and audit what is different; returns the sessions whose cameras have to show it otherwise now."""

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sightline.audit.v1 import leaf_pb2 as sightline_dot_audit_dot_v1_dot_leaf__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&sightline/audit/v1/audit_service.proto\x12\x12sightline.audit.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsightline/audit/v1/leaf.proto\"\x0f\n\rGetLogRequest\"g\n\x0eGetLogResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x34\n\tproducers\x18\x03 \x03(\x0b\x32!.sightline.audit.v1.ProducerState\"r\n\rProducerState\x12\x10\n\x08producer\x18\x01 \x01(\t\x12\x0f\n\x07highest\x18\x02 \x01(\x04\x12\x0f\n\x07missing\x18\x03 \x01(\x04\x12-\n\tnewest_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"f\n\x05\x45ntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04leaf\x18\x02 \x01(\x0c\x12.\n\x07\x63ontent\x18\x03 \x01(\x0b\x32\x1d.sightline.audit.v1.AuditLeaf\x12\x10\n\x08personal\x18\x04 \x01(\x0c\"2\n\x0fGetEntryRequest\x12\x1f\n\x05index\x18\x01 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\"^\n\x10GetEntryResponse\x12(\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x19.sightline.audit.v1.Entry\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x03(\x0c\"\xf5\x02\n\x14SearchEntriesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12&\n\x08\x61\x63tor_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18\xc8\x01\x32\n^[^\\x00]*$\x12$\n\x06target\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f\x18\xac\x02\x32\n^[^\\x00]*$\x12#\n\x06\x61\x63tion\x18\x05 \x01(\tB\x13\xbaH\x10r\x0e\x18\x64\x32\n^[^\\x00]*$\x12)\n\x0c\x65mergency_id\x18\x06 \x01(\tB\x13\xbaH\x10r\x0e\x18$2\n^[^\\x00]*$\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x0f\x61\x63tor_agency_id\x18\t \x01(\tB\x13\xbaH\x10r\x0e\x18?2\n^[^\\x00]*$\"\\\n\x15SearchEntriesResponse\x12*\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x19.sightline.audit.v1.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x17ProveConsistencyRequest\x12 \n\x04size\x18\x01 \x01(\x04\x42\x12\xbaH\x0f\x32\r\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01(\x01\"<\n\x18ProveConsistencyResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x03(\x0c\x32\x8b\x03\n\x0c\x41uditService\x12O\n\x06GetLog\x12!.sightline.audit.v1.GetLogRequest\x1a\".sightline.audit.v1.GetLogResponse\x12U\n\x08GetEntry\x12#.sightline.audit.v1.GetEntryRequest\x1a$.sightline.audit.v1.GetEntryResponse\x12\x64\n\rSearchEntries\x12(.sightline.audit.v1.SearchEntriesRequest\x1a).sightline.audit.v1.SearchEntriesResponse\x12m\n\x10ProveConsistency\x12+.sightline.audit.v1.ProveConsistencyRequest\x1a,.sightline.audit.v1.ProveConsistencyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&sightline/audit/v1/audit_service.proto\x12\x12sightline.audit.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsightline/audit/v1/leaf.proto\"\x0f\n\rGetLogRequest\"\x8f\x01\n\x0eGetLogResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x34\n\tproducers\x18\x03 \x03(\x0b\x32!.sightline.audit.v1.ProducerState\x12\x10\n\x08\x63osigned\x18\x04 \x01(\t\x12\x14\n\x0cwitness_keys\x18\x05 \x03(\t\"r\n\rProducerState\x12\x10\n\x08producer\x18\x01 \x01(\t\x12\x0f\n\x07highest\x18\x02 \x01(\x04\x12\x0f\n\x07missing\x18\x03 \x01(\x04\x12-\n\tnewest_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"f\n\x05\x45ntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04leaf\x18\x02 \x01(\x0c\x12.\n\x07\x63ontent\x18\x03 \x01(\x0b\x32\x1d.sightline.audit.v1.AuditLeaf\x12\x10\n\x08personal\x18\x04 \x01(\x0c\"R\n\x0fGetEntryRequest\x12\x1f\n\x05index\x18\x01 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\x12\x1e\n\x04size\x18\x02 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\"^\n\x10GetEntryResponse\x12(\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x19.sightline.audit.v1.Entry\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x03(\x0c\"\xf5\x02\n\x14SearchEntriesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12&\n\x08\x61\x63tor_id\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18\xc8\x01\x32\n^[^\\x00]*$\x12$\n\x06target\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f\x18\xac\x02\x32\n^[^\\x00]*$\x12#\n\x06\x61\x63tion\x18\x05 \x01(\tB\x13\xbaH\x10r\x0e\x18\x64\x32\n^[^\\x00]*$\x12)\n\x0c\x65mergency_id\x18\x06 \x01(\tB\x13\xbaH\x10r\x0e\x18$2\n^[^\\x00]*$\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x0f\x61\x63tor_agency_id\x18\t \x01(\tB\x13\xbaH\x10r\x0e\x18?2\n^[^\\x00]*$\"\\\n\x15SearchEntriesResponse\x12*\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x19.sightline.audit.v1.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x17ProveConsistencyRequest\x12 \n\x04size\x18\x01 \x01(\x04\x42\x12\xbaH\x0f\x32\r\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01(\x01\"<\n\x18ProveConsistencyResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x03(\x0c\"S\n\x11ReadLeavesRequest\x12\x1f\n\x05start\x18\x01 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\x12\x1d\n\x03\x65nd\x18\x02 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\"M\n\x12ReadLeavesResponse\x12\r\n\x05start\x18\x01 \x01(\x04\x12(\n\x06leaves\x18\x02 \x03(\x0b\x32\x18.sightline.audit.v1.Leaf\"\"\n\x04Leaf\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\x12\x0c\n\x04leaf\x18\x02 \x01(\x0c\"Q\n\x13WatchEntriesRequest\x12*\n\x0bstart_index\x18\x01 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_start_index\"V\n\x14WatchEntriesResponse\x12*\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x19.sightline.audit.v1.Entry\x12\x12\n\nnext_index\x18\x02 \x01(\x04\"\x12\n\x10GetHealthRequest\"f\n\x11GetHealthResponse\x12\r\n\x05works\x18\x01 \x01(\x08\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x10\n\x08unsigned\x18\x04 \x01(\x04\x12\x11\n\trechecked\x18\x05 \x01(\x04\"f\n\x12\x46orgetActorRequest\x12(\n\x08\x61\x63tor_id\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x10\x01\x18\xc8\x01\x32\n^[^\\x00]*$\x12&\n\x06reason\x18\x02 \x01(\tB\x16\xbaH\x13r\x11\x10\x03\x18\xac\x02\x32\n^[^\\x00]*$\"\x15\n\x13\x46orgetActorResponse2\x89\x06\n\x0c\x41uditService\x12O\n\x06GetLog\x12!.sightline.audit.v1.GetLogRequest\x1a\".sightline.audit.v1.GetLogResponse\x12U\n\x08GetEntry\x12#.sightline.audit.v1.GetEntryRequest\x1a$.sightline.audit.v1.GetEntryResponse\x12\x64\n\rSearchEntries\x12(.sightline.audit.v1.SearchEntriesRequest\x1a).sightline.audit.v1.SearchEntriesResponse\x12m\n\x10ProveConsistency\x12+.sightline.audit.v1.ProveConsistencyRequest\x1a,.sightline.audit.v1.ProveConsistencyResponse\x12]\n\nReadLeaves\x12%.sightline.audit.v1.ReadLeavesRequest\x1a&.sightline.audit.v1.ReadLeavesResponse0\x01\x12\x63\n\x0cWatchEntries\x12\'.sightline.audit.v1.WatchEntriesRequest\x1a(.sightline.audit.v1.WatchEntriesResponse0\x01\x12^\n\x0b\x46orgetActor\x12&.sightline.audit.v1.ForgetActorRequest\x1a\'.sightline.audit.v1.ForgetActorResponse\x12X\n\tGetHealth\x12$.sightline.audit.v1.GetHealthRequest\x1a%.sightline.audit.v1.GetHealthResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETENTRYREQUEST'].fields_by_name['index']._loaded_options = None
   _globals['_GETENTRYREQUEST'].fields_by_name['index']._serialized_options = b'\272H\r2\013\020\200\200\200\200\200\200\200\200\200\001'
+  _globals['_GETENTRYREQUEST'].fields_by_name['size']._loaded_options = None
+  _globals['_GETENTRYREQUEST'].fields_by_name['size']._serialized_options = b'\272H\r2\013\020\200\200\200\200\200\200\200\200\200\001'
   _globals['_SEARCHENTRIESREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_SEARCHENTRIESREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\364\003(\000'
   _globals['_SEARCHENTRIESREQUEST'].fields_by_name['page_token']._loaded_options = None
@@ -52,26 +54,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHENTRIESREQUEST'].fields_by_name['actor_agency_id']._serialized_options = b'\272H\020r\016\030?2\n^[^\\x00]*$'
   _globals['_PROVECONSISTENCYREQUEST'].fields_by_name['size']._loaded_options = None
   _globals['_PROVECONSISTENCYREQUEST'].fields_by_name['size']._serialized_options = b'\272H\0172\r\020\200\200\200\200\200\200\200\200\200\001(\001'
+  _globals['_READLEAVESREQUEST'].fields_by_name['start']._loaded_options = None
+  _globals['_READLEAVESREQUEST'].fields_by_name['start']._serialized_options = b'\272H\r2\013\020\200\200\200\200\200\200\200\200\200\001'
+  _globals['_READLEAVESREQUEST'].fields_by_name['end']._loaded_options = None
+  _globals['_READLEAVESREQUEST'].fields_by_name['end']._serialized_options = b'\272H\r2\013\020\200\200\200\200\200\200\200\200\200\001'
+  _globals['_WATCHENTRIESREQUEST'].fields_by_name['start_index']._loaded_options = None
+  _globals['_WATCHENTRIESREQUEST'].fields_by_name['start_index']._serialized_options = b'\272H\r2\013\020\200\200\200\200\200\200\200\200\200\001'
+  _globals['_FORGETACTORREQUEST'].fields_by_name['actor_id']._loaded_options = None
+  _globals['_FORGETACTORREQUEST'].fields_by_name['actor_id']._serialized_options = b'\272H\023r\021\020\001\030\310\0012\n^[^\\x00]*$'
+  _globals['_FORGETACTORREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_FORGETACTORREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\023r\021\020\003\030\254\0022\n^[^\\x00]*$'
   _globals['_GETLOGREQUEST']._serialized_start=155
   _globals['_GETLOGREQUEST']._serialized_end=170
-  _globals['_GETLOGRESPONSE']._serialized_start=172
-  _globals['_GETLOGRESPONSE']._serialized_end=275
-  _globals['_PRODUCERSTATE']._serialized_start=277
-  _globals['_PRODUCERSTATE']._serialized_end=391
-  _globals['_ENTRY']._serialized_start=393
-  _globals['_ENTRY']._serialized_end=495
-  _globals['_GETENTRYREQUEST']._serialized_start=497
-  _globals['_GETENTRYREQUEST']._serialized_end=547
-  _globals['_GETENTRYRESPONSE']._serialized_start=549
-  _globals['_GETENTRYRESPONSE']._serialized_end=643
-  _globals['_SEARCHENTRIESREQUEST']._serialized_start=646
-  _globals['_SEARCHENTRIESREQUEST']._serialized_end=1019
-  _globals['_SEARCHENTRIESRESPONSE']._serialized_start=1021
-  _globals['_SEARCHENTRIESRESPONSE']._serialized_end=1113
-  _globals['_PROVECONSISTENCYREQUEST']._serialized_start=1115
-  _globals['_PROVECONSISTENCYREQUEST']._serialized_end=1174
-  _globals['_PROVECONSISTENCYRESPONSE']._serialized_start=1176
-  _globals['_PROVECONSISTENCYRESPONSE']._serialized_end=1236
-  _globals['_AUDITSERVICE']._serialized_start=1239
-  _globals['_AUDITSERVICE']._serialized_end=1634
+  _globals['_GETLOGRESPONSE']._serialized_start=173
+  _globals['_GETLOGRESPONSE']._serialized_end=316
+  _globals['_PRODUCERSTATE']._serialized_start=318
+  _globals['_PRODUCERSTATE']._serialized_end=432
+  _globals['_ENTRY']._serialized_start=434
+  _globals['_ENTRY']._serialized_end=536
+  _globals['_GETENTRYREQUEST']._serialized_start=538
+  _globals['_GETENTRYREQUEST']._serialized_end=620
+  _globals['_GETENTRYRESPONSE']._serialized_start=622
+  _globals['_GETENTRYRESPONSE']._serialized_end=716
+  _globals['_SEARCHENTRIESREQUEST']._serialized_start=719
+  _globals['_SEARCHENTRIESREQUEST']._serialized_end=1092
+  _globals['_SEARCHENTRIESRESPONSE']._serialized_start=1094
+  _globals['_SEARCHENTRIESRESPONSE']._serialized_end=1186
+  _globals['_PROVECONSISTENCYREQUEST']._serialized_start=1188
+  _globals['_PROVECONSISTENCYREQUEST']._serialized_end=1247
+  _globals['_PROVECONSISTENCYRESPONSE']._serialized_start=1249
+  _globals['_PROVECONSISTENCYRESPONSE']._serialized_end=1309
+  _globals['_READLEAVESREQUEST']._serialized_start=1311
+  _globals['_READLEAVESREQUEST']._serialized_end=1394
+  _globals['_READLEAVESRESPONSE']._serialized_start=1396
+  _globals['_READLEAVESRESPONSE']._serialized_end=1473
+  _globals['_LEAF']._serialized_start=1475
+  _globals['_LEAF']._serialized_end=1509
+  _globals['_WATCHENTRIESREQUEST']._serialized_start=1511
+  _globals['_WATCHENTRIESREQUEST']._serialized_end=1592
+  _globals['_WATCHENTRIESRESPONSE']._serialized_start=1594
+  _globals['_WATCHENTRIESRESPONSE']._serialized_end=1680
+  _globals['_GETHEALTHREQUEST']._serialized_start=1682
+  _globals['_GETHEALTHREQUEST']._serialized_end=1700
+  _globals['_GETHEALTHRESPONSE']._serialized_start=1702
+  _globals['_GETHEALTHRESPONSE']._serialized_end=1804
+  _globals['_FORGETACTORREQUEST']._serialized_start=1806
+  _globals['_FORGETACTORREQUEST']._serialized_end=1908
+  _globals['_FORGETACTORRESPONSE']._serialized_start=1910
+  _globals['_FORGETACTORRESPONSE']._serialized_end=1931
+  _globals['_AUDITSERVICE']._serialized_start=1934
+  _globals['_AUDITSERVICE']._serialized_end=2711
 # @@protoc_insertion_point(module_scope)

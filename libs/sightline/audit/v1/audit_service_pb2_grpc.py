@@ -55,6 +55,26 @@ class AuditServiceStub:
                 request_serializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.ProveConsistencyRequest.SerializeToString,
                 response_deserializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.ProveConsistencyResponse.FromString,
                 _registered_method=True)
+        self.ReadLeaves = channel.unary_stream(
+                '/sightline.audit.v1.AuditService/ReadLeaves',
+                request_serializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.ReadLeavesRequest.SerializeToString,
+                response_deserializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.ReadLeavesResponse.FromString,
+                _registered_method=True)
+        self.WatchEntries = channel.unary_stream(
+                '/sightline.audit.v1.AuditService/WatchEntries',
+                request_serializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.WatchEntriesRequest.SerializeToString,
+                response_deserializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.WatchEntriesResponse.FromString,
+                _registered_method=True)
+        self.ForgetActor = channel.unary_unary(
+                '/sightline.audit.v1.AuditService/ForgetActor',
+                request_serializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.ForgetActorRequest.SerializeToString,
+                response_deserializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.ForgetActorResponse.FromString,
+                _registered_method=True)
+        self.GetHealth = channel.unary_unary(
+                '/sightline.audit.v1.AuditService/GetHealth',
+                request_serializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.GetHealthRequest.SerializeToString,
+                response_deserializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.GetHealthResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -89,6 +109,34 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadLeaves(self, request, context):
+        """ReadLeaves streams all leaves in order, for whoever recomputes the tree. Another agency's are hashes only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchEntries(self, request, context):
+        """WatchEntries streams the entries of the caller's agency as they become provable; after a break ask from `next_index` on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetActor(self, request, context):
+        """ForgetActor makes all that the log says of an actor unreadable for ever. The leaves stay, and still prove that there was something.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHealth(self, request, context):
+        """GetHealth says whether the log can be relied on now; no answer is one, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +159,26 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.ProveConsistency,
                     request_deserializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.ProveConsistencyRequest.FromString,
                     response_serializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.ProveConsistencyResponse.SerializeToString,
+            ),
+            'ReadLeaves': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadLeaves,
+                    request_deserializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.ReadLeavesRequest.FromString,
+                    response_serializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.ReadLeavesResponse.SerializeToString,
+            ),
+            'WatchEntries': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEntries,
+                    request_deserializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.WatchEntriesRequest.FromString,
+                    response_serializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.WatchEntriesResponse.SerializeToString,
+            ),
+            'ForgetActor': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetActor,
+                    request_deserializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.ForgetActorRequest.FromString,
+                    response_serializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.ForgetActorResponse.SerializeToString,
+            ),
+            'GetHealth': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHealth,
+                    request_deserializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.GetHealthRequest.FromString,
+                    response_serializer=sightline_dot_audit_dot_v1_dot_audit__service__pb2.GetHealthResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +290,114 @@ class AuditService:
             '/sightline.audit.v1.AuditService/ProveConsistency',
             sightline_dot_audit_dot_v1_dot_audit__service__pb2.ProveConsistencyRequest.SerializeToString,
             sightline_dot_audit_dot_v1_dot_audit__service__pb2.ProveConsistencyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadLeaves(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sightline.audit.v1.AuditService/ReadLeaves',
+            sightline_dot_audit_dot_v1_dot_audit__service__pb2.ReadLeavesRequest.SerializeToString,
+            sightline_dot_audit_dot_v1_dot_audit__service__pb2.ReadLeavesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sightline.audit.v1.AuditService/WatchEntries',
+            sightline_dot_audit_dot_v1_dot_audit__service__pb2.WatchEntriesRequest.SerializeToString,
+            sightline_dot_audit_dot_v1_dot_audit__service__pb2.WatchEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetActor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.audit.v1.AuditService/ForgetActor',
+            sightline_dot_audit_dot_v1_dot_audit__service__pb2.ForgetActorRequest.SerializeToString,
+            sightline_dot_audit_dot_v1_dot_audit__service__pb2.ForgetActorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHealth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.audit.v1.AuditService/GetHealth',
+            sightline_dot_audit_dot_v1_dot_audit__service__pb2.GetHealthRequest.SerializeToString,
+            sightline_dot_audit_dot_v1_dot_audit__service__pb2.GetHealthResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,14 @@ class AuditServiceStub:
     """SearchEntries pages through entries of the caller's agency, the newest first."""
     ProveConsistency: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.ProveConsistencyRequest, _audit_service_pb2.ProveConsistencyResponse]
     """ProveConsistency proves that the newest checkpoint begins with what an older one had."""
+    ReadLeaves: _grpc.UnaryStreamMultiCallable[_audit_service_pb2.ReadLeavesRequest, _audit_service_pb2.ReadLeavesResponse]
+    """ReadLeaves streams all leaves in order, for whoever recomputes the tree. Another agency's are hashes only."""
+    WatchEntries: _grpc.UnaryStreamMultiCallable[_audit_service_pb2.WatchEntriesRequest, _audit_service_pb2.WatchEntriesResponse]
+    """WatchEntries streams the entries of the caller's agency as they become provable; after a break ask from `next_index` on."""
+    ForgetActor: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.ForgetActorRequest, _audit_service_pb2.ForgetActorResponse]
+    """ForgetActor makes all that the log says of an actor unreadable for ever. The leaves stay, and still prove that there was something."""
+    GetHealth: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.GetHealthRequest, _audit_service_pb2.GetHealthResponse]
+    """GetHealth says whether the log can be relied on now; no answer is one, too."""
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -55,6 +63,14 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """SearchEntries pages through entries of the caller's agency, the newest first."""
     ProveConsistency: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.ProveConsistencyRequest, _audit_service_pb2.ProveConsistencyResponse]  # type: ignore[assignment]
     """ProveConsistency proves that the newest checkpoint begins with what an older one had."""
+    ReadLeaves: _aio.UnaryStreamMultiCallable[_audit_service_pb2.ReadLeavesRequest, _audit_service_pb2.ReadLeavesResponse]  # type: ignore[assignment]
+    """ReadLeaves streams all leaves in order, for whoever recomputes the tree. Another agency's are hashes only."""
+    WatchEntries: _aio.UnaryStreamMultiCallable[_audit_service_pb2.WatchEntriesRequest, _audit_service_pb2.WatchEntriesResponse]  # type: ignore[assignment]
+    """WatchEntries streams the entries of the caller's agency as they become provable; after a break ask from `next_index` on."""
+    ForgetActor: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.ForgetActorRequest, _audit_service_pb2.ForgetActorResponse]  # type: ignore[assignment]
+    """ForgetActor makes all that the log says of an actor unreadable for ever. The leaves stay, and still prove that there was something."""
+    GetHealth: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.GetHealthRequest, _audit_service_pb2.GetHealthResponse]  # type: ignore[assignment]
+    """GetHealth says whether the log can be relied on now; no answer is one, too."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """AuditService reads the log and proves what it says. Whoever reads entries is recorded in the log itself."""
@@ -90,5 +106,37 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_service_pb2.ProveConsistencyResponse, _abc.Awaitable[_audit_service_pb2.ProveConsistencyResponse]]:
         """ProveConsistency proves that the newest checkpoint begins with what an older one had."""
+
+    @_abc_1.abstractmethod
+    def ReadLeaves(
+        self,
+        request: _audit_service_pb2.ReadLeavesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_audit_service_pb2.ReadLeavesResponse], _abc.AsyncIterator[_audit_service_pb2.ReadLeavesResponse]]:
+        """ReadLeaves streams all leaves in order, for whoever recomputes the tree. Another agency's are hashes only."""
+
+    @_abc_1.abstractmethod
+    def WatchEntries(
+        self,
+        request: _audit_service_pb2.WatchEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_audit_service_pb2.WatchEntriesResponse], _abc.AsyncIterator[_audit_service_pb2.WatchEntriesResponse]]:
+        """WatchEntries streams the entries of the caller's agency as they become provable; after a break ask from `next_index` on."""
+
+    @_abc_1.abstractmethod
+    def ForgetActor(
+        self,
+        request: _audit_service_pb2.ForgetActorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_service_pb2.ForgetActorResponse, _abc.Awaitable[_audit_service_pb2.ForgetActorResponse]]:
+        """ForgetActor makes all that the log says of an actor unreadable for ever. The leaves stay, and still prove that there was something."""
+
+    @_abc_1.abstractmethod
+    def GetHealth(
+        self,
+        request: _audit_service_pb2.GetHealthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_service_pb2.GetHealthResponse, _abc.Awaitable[_audit_service_pb2.GetHealthResponse]]:
+        """GetHealth says whether the log can be relied on now; no answer is one, too."""
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,7 +27,7 @@ from sightline.audit.v1 import record_pb2 as sightline_dot_audit_dot_v1_dot_reco
 from sightline.common.v1 import actor_pb2 as sightline_dot_common_dot_v1_dot_actor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsightline/audit/v1/leaf.proto\x12\x12sightline.audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fsightline/audit/v1/record.proto\x1a\x1fsightline/common/v1/actor.proto\"\xb8\x02\n\tAuditLeaf\x12\x11\n\trecord_id\x18\x01 \x01(\t\x12\x10\n\x08producer\x18\x02 \x01(\t\x12\x14\n\x0cproducer_seq\x18\x03 \x01(\x04\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x31\n\x07outcome\x18\x05 \x01(\x0e\x32 .sightline.audit.v1.AuditOutcome\x12\x32\n\nactor_kind\x18\x06 \x01(\x0e\x32\x1e.sightline.common.v1.ActorKind\x12\x11\n\tagency_id\x18\x07 \x01(\t\x12\x14\n\x0c\x65mergency_id\x18\x08 \x01(\t\x12&\n\x02\x61t\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tcaused_by\x18\n \x01(\t\x12\x15\n\rpersonal_hash\x18\x0b \x01(\x0c\"\x9c\x01\n\rAuditPersonal\x12\x0c\n\x04salt\x18\x01 \x01(\x0c\x12)\n\x05\x61\x63tor\x18\x02 \x01(\x0b\x32\x1a.sightline.common.v1.Actor\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x30\n\x07\x64\x65tails\x18\x04 \x03(\x0b\x32\x1f.sightline.audit.v1.AuditDetail\x12\x10\n\x08trace_id\x18\x05 \x01(\t\")\n\x0b\x41uditDetail\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x1f\n\x0f\x41uditCheckpoint\x12\x0c\n\x04note\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsightline/audit/v1/leaf.proto\x12\x12sightline.audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fsightline/audit/v1/record.proto\x1a\x1fsightline/common/v1/actor.proto\"\xe8\x02\n\tAuditLeaf\x12\x11\n\trecord_id\x18\x01 \x01(\t\x12\x10\n\x08producer\x18\x02 \x01(\t\x12\x14\n\x0cproducer_seq\x18\x03 \x01(\x04\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x31\n\x07outcome\x18\x05 \x01(\x0e\x32 .sightline.audit.v1.AuditOutcome\x12\x32\n\nactor_kind\x18\x06 \x01(\x0e\x32\x1e.sightline.common.v1.ActorKind\x12\x11\n\tagency_id\x18\x07 \x01(\t\x12\x14\n\x0c\x65mergency_id\x18\x08 \x01(\t\x12&\n\x02\x61t\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tcaused_by\x18\n \x01(\t\x12\x15\n\rpersonal_hash\x18\x0b \x01(\x0c\x12.\n\x05\x66\x61\x63ts\x18\x0c \x03(\x0b\x32\x1f.sightline.audit.v1.AuditDetail\"\x9c\x01\n\rAuditPersonal\x12\x0c\n\x04salt\x18\x01 \x01(\x0c\x12)\n\x05\x61\x63tor\x18\x02 \x01(\x0b\x32\x1a.sightline.common.v1.Actor\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x30\n\x07\x64\x65tails\x18\x04 \x03(\x0b\x32\x1f.sightline.audit.v1.AuditDetail\x12\x10\n\x08trace_id\x18\x05 \x01(\t\")\n\x0b\x41uditDetail\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x1f\n\x0f\x41uditCheckpoint\x12\x0c\n\x04note\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sightline.audit.v1.leaf_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AUDITLEAF']._serialized_start=153
-  _globals['_AUDITLEAF']._serialized_end=465
-  _globals['_AUDITPERSONAL']._serialized_start=468
-  _globals['_AUDITPERSONAL']._serialized_end=624
-  _globals['_AUDITDETAIL']._serialized_start=626
-  _globals['_AUDITDETAIL']._serialized_end=667
-  _globals['_AUDITCHECKPOINT']._serialized_start=669
-  _globals['_AUDITCHECKPOINT']._serialized_end=700
+  _globals['_AUDITLEAF']._serialized_end=513
+  _globals['_AUDITPERSONAL']._serialized_start=516
+  _globals['_AUDITPERSONAL']._serialized_end=672
+  _globals['_AUDITDETAIL']._serialized_start=674
+  _globals['_AUDITDETAIL']._serialized_end=715
+  _globals['_AUDITCHECKPOINT']._serialized_start=717
+  _globals['_AUDITCHECKPOINT']._serialized_end=748
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,7 @@ class AuditLeaf(_message.Message):
     AT_FIELD_NUMBER: _builtins.int
     CAUSED_BY_FIELD_NUMBER: _builtins.int
     PERSONAL_HASH_FIELD_NUMBER: _builtins.int
+    FACTS_FIELD_NUMBER: _builtins.int
     record_id: _builtins.str
     """The record."""
     producer: _builtins.str
@@ -64,6 +65,10 @@ class AuditLeaf(_message.Message):
     def at(self) -> _timestamp_pb2.Timestamp:
         """Platform time of the transaction."""
 
+    @_builtins.property
+    def facts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditDetail]:
+        """Codes and numbers of the record that say nothing of a person, ordered by key: what public figures are counted from."""
+
     def __init__(
         self,
         *,
@@ -78,10 +83,11 @@ class AuditLeaf(_message.Message):
         at: _timestamp_pb2.Timestamp | None = ...,
         caused_by: _builtins.str = ...,
         personal_hash: _builtins.bytes = ...,
+        facts: _abc.Iterable[Global___AuditDetail] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor_kind", b"actor_kind", "agency_id", b"agency_id", "at", b"at", "caused_by", b"caused_by", "emergency_id", b"emergency_id", "outcome", b"outcome", "personal_hash", b"personal_hash", "producer", b"producer", "producer_seq", b"producer_seq", "record_id", b"record_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor_kind", b"actor_kind", "agency_id", b"agency_id", "at", b"at", "caused_by", b"caused_by", "emergency_id", b"emergency_id", "facts", b"facts", "outcome", b"outcome", "personal_hash", b"personal_hash", "producer", b"producer", "producer_seq", b"producer_seq", "record_id", b"record_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
