@@ -34,11 +34,13 @@ app = typer.Typer(
 stack_app = typer.Typer(no_args_is_help=True, help="The whole system on this machine.")
 roster_app = typer.Typer(no_args_is_help=True, help="Officers, radios and cameras from files.")
 evidence_app = typer.Typer(no_args_is_help=True, help="Recordings and the proof of what they are.")
+audit_app = typer.Typer(no_args_is_help=True, help="The audit log, and the proof that nobody has changed it.")
 topics_app = typer.Typer(no_args_is_help=True, help="Kafka topics, from the table in contracts/topics.py.")
 app.add_typer(stack_app, name="stack")
 app.add_typer(topics_app, name="topics")
 app.add_typer(roster_app, name="roster")
 app.add_typer(evidence_app, name="evidence")
+app.add_typer(audit_app, name="audit")
 
 out, err = Console(), Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -335,15 +337,100 @@ def evidence_release(
     out.print("another hold keeps it" if found.recording.held else f"kept until {found.recording.retain_until.ToJsonString()}")
 
 
+@audit_app.command("verify")
+def audit_verify(
+    bundle: Annotated[Path | None, typer.Argument(help="What `sightline audit export` wrote; none: the log of the local stack.")] = None,
+    key: Annotated[str, typer.Option(help="The log's public key, as it was told you by another way.")] = "",
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="A checkpoint that was kept earlier; may be given again.", exists=True, dir_okay=False)
+    ] = None,
+    user: Annotated[str, typer.Option(help="One of the laptop's users.")] = "auditor",
+    data: Data = local.DEFAULT_DATA,
+    as_json: Json = False,
+) -> None:
+    """Recompute the audit log from its leaves; exit 1 and name the leaf if anything is not what was signed.
+
+    A bundle is checked offline. Of other agencies' entries there are only hashes, which the tree is recomputed from as well.
+    """
+    from tools.audit import Verdict, check_bundle, check_running
+
+    kept = [file.read_text() for file in checkpoint or ()]
+
+    def check(advance: Any) -> Verdict:
+        return (
+            check_bundle(bundle, key, kept, advance)
+            if bundle
+            else _at_desk(user, data, lambda desk: check_running(desk, key, kept, advance))
+        )
+
+    verdict = _with_bar("leaves", check)
+    if as_json:
+        _print_json(asdict(verdict) | {"good": verdict.good})
+    else:
+        table = Table("", "", Column("found", overflow="fold"), title=f"{verdict.what}, {verdict.size:,} leaves")
+        for what, holds, words in verdict.lines():
+            table.add_row(what, {"yes": "[green]yes[/]", "no": "[red]NO[/]", "look": "[yellow]look[/]"}[holds], words)
+        out.print(table)
+    if not verdict.good:
+        raise typer.Exit(1)
+
+
+@audit_app.command("export")
+def audit_export(
+    file: Annotated[Path, typer.Argument(help="Where to write it; a file that is there is not overwritten.", dir_okay=False)],
+    emergency: Annotated[
+        str, typer.Option(help="Only the entries of this emergency, each with its proof, and a timeline to read (.html).")
+    ] = "",
+    user: Annotated[str, typer.Option(help="One of the laptop's users.")] = "auditor",
+    data: Data = local.DEFAULT_DATA,
+) -> None:
+    """Write the log, or what it says of one emergency, as a bundle that anybody can check offline."""
+    from tools.audit import Unreadable, export_emergency, export_log
+
+    if file.exists():
+        raise StackError(f"{file} exists; name another file")
+
+    def write(advance: Any) -> int:
+        def export(desk: Any) -> Any:
+            return export_emergency(desk, emergency, file, advance) if emergency else export_log(desk, file, advance)
+
+        try:
+            return int(_at_desk(user, data, export))
+        except (typer.Exit, Unreadable, KeyboardInterrupt):
+            file.unlink(missing_ok=True)  # half a bundle is none
+            raise
+
+    count = _with_bar("leaves", write)
+    out.print(f"{count:,} entries in {file}" + (f", to read in {file.with_suffix('.html')}" if emergency else ""), highlight=False)
+
+
+def _with_bar(what: str, work: Any) -> Any:
+    """Work with a progress bar; what cannot be read is one line."""
+    from tools.audit import Unreadable
+
+    try:
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err, transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            return work(lambda done, total: bar.update(task, completed=done, total=total))
+    except Unreadable as error:
+        err.print(f"[red]{error}[/red]", highlight=False)
+        raise typer.Exit(2) from error
+
+
 def _ask_as(user: str, data: Path, method: str, request: Any) -> Any:
     """What the evidence service answers one of the laptop's users; a refusal is one line."""
+    return _at_desk(user, data, lambda desk: desk.call(getattr(desk.evidence, method), request))
+
+
+def _at_desk(user: str, data: Path, work: Any) -> Any:
+    """What comes of some work at the desk of one of the laptop's users; a refusal is one line."""
     import grpc
 
     from tools.desk import Desk
 
     async def ask() -> Any:
         async with Desk(_stack(data), user) as desk:
-            return await desk.call(getattr(desk.evidence, method), request)
+            return await work(desk)
 
     try:
         return asyncio.run(ask())

@@ -1,17 +1,25 @@
 """The log of a running system: what happened is in it, provable from outside, and its own reading too; killed, it has no gap."""
 
+import asyncio
+import base64
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import psycopg
 import pytest
 from chassis.rpc import reason_of
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sightline.audit.v1 import audit_service_pb2 as pb
 from sightline.audit.v1.leaf_pb2 import AuditPersonal
 from sightline.audit.v1.record_pb2 import AUDIT_OUTCOME_REFUSED
 from testkit.trial.rig import Rig
 from tlog.merkle import Frontier, check_consistency, check_inclusion, leaf_hash
-from tlog.note import Checkpoint, Verifier, open_checkpoint
+from tlog.note import Checkpoint, Signer, Verifier, open_checkpoint
 
 from tools.desk import Desk
 from tools.local.stack import Stack
@@ -184,3 +192,57 @@ async def test_entries_are_watched_as_they_become_provable_and_all_leaves_make_t
                     assert leaf_hash(leaf.leaf) == leaf.hash if leaf.leaf else not reads
                     list(frontier.append(leaf.hash))
             assert (frontier.size, frontier.root()) == (point.size, point.root)
+
+
+def _sightline(stack: Stack, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "tools.cli", "--plain", "audit", *arguments]
+    environment = os.environ | {"PYTHONPATH": "libs", "SIGHTLINE_DATA": str(stack.data)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+
+
+async def test_an_outsider_checks_a_bundle_offline_and_is_told_which_leaf(
+    world: World, someone: Someone, stack: Stack, tmp_path: Path
+) -> None:
+    officer = await world.duty(someone())
+    pressed = await world.press(officer.radio)
+    async with Desk(stack, f"auditor@{AGENCY}") as auditor:
+        entries = await _found(auditor, "activation.outcome", emergency_id=pressed.emergency_id)
+        key = (await _checkpoint(auditor))[1]
+
+    def sightline(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return _sightline(stack, *arguments)
+
+    whole, court = tmp_path / "log.jsonl", tmp_path / "court.jsonl"
+    for arguments in ((str(whole),), (str(court), "--emergency", pressed.emergency_id)):
+        exported = await asyncio.to_thread(sightline, "export", *arguments)
+        assert exported.returncode == 0, exported.stderr
+    assert (await asyncio.to_thread(sightline, "export", str(whole))).returncode == 1  # nothing is overwritten
+    page = court.with_suffix(".html").read_text()
+    assert "emergency raised" in page
+    assert officer.officer_id in page
+    for checked in ([], [str(whole)], [str(court)], [str(court), "--key", str(key)]):
+        verified = await asyncio.to_thread(sightline, "verify", "--json", *checked)
+        assert verified.returncode == 0, verified.stderr + verified.stdout
+        verdict = json.loads(verified.stdout)
+        assert (verdict["good"], verdict["witnesses"]) == (True, ["laptop.sightline.example/witness"])
+    # Somebody changes an entry of each, and somebody else takes one out.
+    for bundle, index in ((whole, entries[-1].index), (court, entries[-1].index)):
+        lines = bundle.read_text().splitlines()
+        at = next(n for n, line in enumerate(lines) if n and json.loads(line).get("index", n - 1) == index)
+        content = json.loads(lines[at])
+        leaf = bytearray(base64.b64decode(content["leaf"]))
+        leaf[20] ^= 1
+        changed = json.dumps(content | {"leaf": base64.b64encode(leaf).decode()})
+        bundle.write_text("\n".join([*lines[:at], changed, *lines[at + 1 :]]))
+        verified = await asyncio.to_thread(sightline, "verify", str(bundle))
+        assert verified.returncode == 1
+        assert f"leaf {index}:" in verified.stdout
+        if bundle == whole:
+            bundle.write_text("\n".join([*lines[:at], *lines[at + 1 :]]))
+            verified = await asyncio.to_thread(sightline, "verify", str(bundle))
+            assert (verified.returncode, "not the one that was signed" in " ".join(verified.stdout.split())) == (1, True)
+    other = str(Signer(key.name, Ed25519PrivateKey.generate()).verifier)
+    assert (await asyncio.to_thread(sightline, "verify", str(court), "--key", other)).returncode == 1
+    (tmp_path / "none").write_text("{}")
+    refused = await asyncio.to_thread(sightline, "verify", str(tmp_path / "none"))
+    assert (refused.returncode, "no bundle" in refused.stderr) == (2, True)
