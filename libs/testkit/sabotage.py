@@ -24,7 +24,7 @@ from typing import Any
 VARIABLE = "SIGHTLINE_SABOTAGE"
 Async = Callable[..., Awaitable[Any]]
 
-_EMERGENCY, _STREAMS = "services.emergency", "services.streams"
+_EMERGENCY, _STREAMS, _AUDIT = "services.emergency", "services.streams", "services.audit"
 # Points of the press path, in its order; each has a before and an after.
 PRESS_POINTS = {
     "known": f"{_EMERGENCY}.store:Store.known_press",
@@ -50,10 +50,22 @@ DECISION_POINTS = {
     "commit": "psycopg:AsyncConnection.commit",
     "publish": "chassis.bus:Publisher.publish",
 }
+# The same from a record to a signed checkpoint.
+SEQUENCER_POINTS = {
+    "known": f"{_AUDIT}.store:Store.known",
+    "append": f"{_AUDIT}.store:Store.append",
+    "rows": f"{_AUDIT}.store:Store.rows",
+    "nodes": f"{_AUDIT}.store:Store.add_nodes",
+    "sign": f"{_AUDIT}.store:Store.sign",
+    "outbox": "chassis.db:Transaction.store_outbox",
+    "commit": "psycopg:AsyncConnection.commit",
+}
+_POINTS = {_EMERGENCY: PRESS_POINTS, _STREAMS: DECISION_POINTS, _AUDIT: SEQUENCER_POINTS}
 # What begins a passage: only what happens inside counts, so that sweeps and health checks do not.
 _ENTRIES = {
     _EMERGENCY: (f"{_EMERGENCY}.service:EmergencyService.raise_alarm",),
     _STREAMS: tuple(f"{_STREAMS}.service:StreamsService.{name}" for name in ("take_decision", "take_report", "next_orders")),
+    _AUDIT: tuple(f"{_AUDIT}.service:AuditService.{name}" for name in ("take", "integrate")),
 }
 _inside: ContextVar[bool] = ContextVar("inside", default=False)
 
@@ -79,7 +91,7 @@ def _enter(method: Async) -> Async:
 
 def _die(service: str, point: str, nth: int) -> None:
     name, _, side = point.partition(".")
-    where = (PRESS_POINTS if service == _EMERGENCY else DECISION_POINTS)[name]
+    where = _POINTS[service][name]
     passages = itertools.count(1)
 
     def wrap(method: Async) -> Async:

@@ -17,11 +17,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sightline.audit.v1 import audit_service_pb2 as pb
 from sightline.audit.v1.leaf_pb2 import AuditPersonal
 from sightline.audit.v1.record_pb2 import AUDIT_OUTCOME_REFUSED
+from testkit.sabotage import SEQUENCER_POINTS
 from testkit.trial.rig import Rig
 from tlog.merkle import Frontier, check_consistency, check_inclusion, leaf_hash
 from tlog.note import Checkpoint, Signer, Verifier, open_checkpoint
 
 from tools.desk import Desk
+from tools.local.process import Process
 from tools.local.stack import Stack
 from tools.roster import AGENCY, Member
 from tools.world import World, until
@@ -108,9 +110,61 @@ async def test_killed_again_and_again_the_log_has_no_gap_and_one_history(world: 
 
         await until(complete, "a log without gaps")
         point, key = await _checkpoint(auditor)
+    _check_history(stack, point, key)
+
+
+async def test_killed_between_any_two_steps_of_the_sequencer_nothing_is_lost_or_twice(world: World, someone: Someone, stack: Stack) -> None:
+    """F33. SEQUENCER_KILLS=50 for more than once at each step."""
+    officer = await world.duty(someone())
+    steps = [f"{name}.{side}" for name in SEQUENCER_POINTS for side in ("before", "after")]
+    async with Rig(stack) as rig, Desk(stack, f"auditor@{AGENCY}") as auditor:
+        for n in range(int(os.environ.get("SEQUENCER_KILLS", len(steps)))):
+            async with rig.otherwise("audit-a", f"die:{steps[n % len(steps)]}:{1 + n // len(steps)}") as process:
+                pressed = await world.press(officer.radio)
+
+                async def died(process: Process = process) -> bool:
+                    await world.press(officer.radio)  # each is a record
+                    return not process.alive()
+
+                await until(died, f"death at {steps[n % len(steps)]}")
+        await _found(auditor, "emergency.raised", "emergency.repeated", emergency_id=pressed.emergency_id)
+
+        async def complete() -> bool:
+            log = await auditor.call(auditor.audit.GetLog, pb.GetLogRequest())
+            return not any(producer.missing for producer in log.producers)
+
+        await until(complete, "a log without gaps")
+        point, key = await _checkpoint(auditor)
+        _check_history(stack, point, key)
+        health = await auditor.call(auditor.audit.GetHealth, pb.GetHealthRequest())
+        assert (health.works, health.problem) == (True, "")
+
+
+async def test_while_the_log_is_away_emergencies_go_on_and_then_it_has_all_of_it(world: World, someone: Someone, stack: Stack) -> None:
+    officers = [await world.duty(someone()) for _ in range(3)]
+    async with Rig(stack) as rig, rig.down("audit-a"), Desk(stack, f"auditor@{AGENCY}") as auditor:
+        pressed = [await world.press(officer.radio) for officer in officers]
+        for each in pressed:
+            await world.states(each.emergency_id)
+            await world.clear(each.emergency_id)
+        with pytest.raises(grpc.aio.AioRpcError) as error:  # nobody takes silence for a log that works
+            await auditor.call(auditor.audit.GetHealth, pb.GetHealthRequest(), timeout=2)
+        assert error.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    wanted = ("emergency.raised", "activation.decided", "activation.outcome", "emergency.cleared")
+    async with Desk(stack, f"auditor@{AGENCY}") as auditor:
+        for each in pressed:
+            await _found(auditor, *wanted, emergency_id=each.emergency_id)
+        point, key = await _checkpoint(auditor)
+        _check_history(stack, point, key)
+
+
+def _check_history(stack: Stack, point: Checkpoint, key: Verifier) -> None:
+    """No gap, no repeat, and every checkpoint is the root of the leaves that are there."""
     with psycopg.connect(stack.database) as connection:
         leaves = connection.execute("SELECT index, leaf FROM audit.leaf ORDER BY index").fetchall()
         checkpoints = connection.execute("SELECT size, note FROM audit.checkpoint ORDER BY size").fetchall()
+        twice = connection.execute("SELECT record_id FROM audit.leaf GROUP BY record_id HAVING count(*) > 1").fetchall()
+    assert twice == []
     assert [index for index, _ in leaves] == list(range(len(leaves)))
     frontier, roots = Frontier(), {}
     for _, leaf in leaves:
