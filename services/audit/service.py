@@ -117,6 +117,11 @@ class Witness(Protocol):
         ...
 
 
+def size_of(newest: Signed | None) -> int:
+    """Leaves of the newest checkpoint; 0 of a log that has none."""
+    return newest.size if newest else 0
+
+
 def open_personal(stored: Stored, sealer: Sealer) -> bytes | None:
     """The personal part; None if it was not sealed by us for this leaf, or its key was forgotten."""
     if stored.subject is None or stored.wrapped is None:
@@ -152,7 +157,6 @@ class AuditService:
         self._grown, self._watchers = asyncio.Event(), 0
         # What keeps the log from going on; a contradiction that was found stays until this process ends.
         self._problem, self._contradiction, self._looked_at, self.rechecked = "", "", time.monotonic(), 0
-        self.disputes: dict[str, str] = {}  # witnesses that say that they have seen another log, and what they say
 
     # --- in ------------------------------------------------------------------------------------------------------
 
@@ -213,7 +217,7 @@ class AuditService:
         async with self._database.transaction() as tx:
             await self._store.lock(tx)
             last = await self._store.newest(tx)
-            size = last.size if last else 0
+            size = size_of(last)
             rows = await self._store.rows(tx, size, _LEAVES_AT_ONCE)
             if not rows:
                 if last is not None:
@@ -264,7 +268,7 @@ class AuditService:
 
     async def _check_signed(self, db: Statements, last: Signed | None) -> None:
         """The database's newest checkpoint must be one that we signed, and begin with what was copied: it may be exchanged under us."""
-        size = last.size if last else 0
+        size = size_of(last)
         if last is not None:
             try:
                 found, _ = open_checkpoint(last.note, self._signer.verifier)
@@ -280,7 +284,7 @@ class AuditService:
         try:
             path = await self._proof(db, lambda node: consistency(node, copied.size, size))
             check_consistency(copied.size, copied.root, size, last.root, path)
-        except (ProofError, KeyError) as error:
+        except ProofError as error:
             raise Inconsistent(f"the tree of {size} leaves is not the one that was signed: {error}") from error
 
     # --- out -----------------------------------------------------------------------------------------------------
@@ -297,7 +301,7 @@ class AuditService:
         """Whether the log can be relied on."""
         async with self._database.statements() as db:
             newest = await self._store.newest(db)
-            size = newest.size if newest else 0
+            size = size_of(newest)
             unsigned = await self._store.unsigned(db, size)
         silence = time.monotonic() - self._looked_at
         problem = self._contradiction or self._problem or (f"nothing was signed for {silence:.0f} s" if silence > _SILENT_S else "")
@@ -307,7 +311,7 @@ class AuditService:
         """All leaves of a range as (place of the first, (hash, bytes or nothing)); another agency's are hashes only."""
         async with self._database.transaction() as tx:
             newest = await self._store.newest(tx)
-            size = newest.size if newest else 0
+            size = size_of(newest)
             end = min(end or size, size)
             self._note(tx, caller, "audit.leaves_read", "audit", {"from": str(start), "until": str(end)})
         while start < end:
@@ -326,12 +330,12 @@ class AuditService:
         try:
             async with self._database.transaction() as tx:
                 newest = await self._store.newest(tx)
-                next_index = start if start is not None else newest.size if newest else 0
+                next_index = start if start is not None else size_of(newest)
                 self._note(tx, caller, "audit.watched", "audit", {"from": str(next_index)})
             while True:
                 async with self._database.transaction(snapshot=True) as tx:
                     newest = await self._store.newest(tx)
-                    size = newest.size if newest else 0
+                    size = size_of(newest)
                     found = await self._store.entries(tx, caller.agency_id, next_index, size, _WATCHED_AT_ONCE)
                 whole = len(found) < _WATCHED_AT_ONCE
                 after = max(next_index, size) if whole else found[-1].index + 1
@@ -363,7 +367,7 @@ class AuditService:
         target = self._sealer.tag("target", search.target) if search.target else None
         async with self._database.transaction() as tx:
             newest = await self._store.newest(tx)  # what is shown can be proved
-            found = await self._store.search(tx, search, newest.size if newest else 0, subjects, target, before, limit)
+            found = await self._store.search(tx, search, size_of(newest), subjects, target, before, limit)
             details = {
                 "actor": search.actor_id, "target": search.target, "action": search.action, "emergency": search.emergency_id,
                 "found": str(len(found)),
@@ -376,12 +380,12 @@ class AuditService:
         async with self._database.transaction(snapshot=True) as tx:
             newest = await self._store.newest(tx)
             if newest is None or size > newest.size:
-                raise InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, f"the log has {newest.size if newest else 0} leaves")
+                raise InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, f"the log has {size_of(newest)} leaves")
             path = await self._proof(tx, lambda node: consistency(node, size, newest.size))
         return newest.note, path
 
     async def _proof(self, db: Statements, prove: Callable[[Node], list[bytes]]) -> list[bytes]:
-        """A proof needs few nodes: which ones, the proof itself tells; then they are read at once."""
+        """A proof needs few nodes: which ones, the proof itself tells; then they are read at once. ProofError if one is missing."""
         names: list[tuple[int, int]] = []
 
         def name(level: int, index: int) -> bytes:
@@ -390,6 +394,8 @@ class AuditService:
 
         prove(name)
         nodes = await self._store.nodes(db, names)
+        if missing := [each for each in names if each not in nodes]:
+            raise ProofError(f"node {missing[0]} is missing in the tree")
         return prove(lambda level, index: nodes[level, index])
 
     def _opened(self, stored: Stored) -> Entry:
@@ -407,7 +413,7 @@ class AuditService:
             newest, subject = await self._store.newest(tx), self._sealer.tag("actor", agency_id, actor_id)
             if not await self._store.keys_of(tx, [subject]):
                 raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "the log says nothing of that actor")
-            key_id = await self._store.forget(tx, subject, newest.size if newest else 0)
+            key_id = await self._store.forget(tx, subject, size_of(newest))
             if key_id is None:
                 raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "something of that actor is not signed yet; try again in a moment")
             self._note(tx, caller, "subject.forgotten", f"subjects/{key_id}", {"why": why})
@@ -433,7 +439,6 @@ class AuditService:
             answer = await witness.cosign(old, path, newest.note)
         if isinstance(answer, int):
             raise Inconsistent(f"{name} knows neither {old} nor {answer} leaves of this log")
-        witness.verifier.check(answer)
         line = str(SignedNote(answer.text, tuple(s for s in answer.signatures if s.name == name))).rpartition("\n\n")[2]
         async with self._database.transaction() as tx:
             await self._store.add_cosignature(tx, newest.size, name, line)
@@ -447,12 +452,12 @@ class AuditService:
         for witness in self._witnesses:
             try:
                 await self.ask_witness(witness)
-                self.disputes.pop(witness.verifier.name, None)
             except WitnessRefuses as error:
                 telemetry.log().warning("a witness has not cosigned", witness=witness.verifier.name, why=str(error))
             except Inconsistent as error:  # he shows no proof, so a faulty one does not end the log; people have to look
                 telemetry.log().error("a witness has seen another log", witness=witness.verifier.name, why=str(error))
-                self.disputes[witness.verifier.name] = str(error)
+            except ProofError as error:
+                telemetry.log().error("the log cannot be proved to a witness", witness=witness.verifier.name, why=str(error))
 
     def _note(self, tx: Transaction, caller: Caller, action: str, target: str, details: dict[str, str]) -> None:
         self._audit.record(tx, Noted(action, caller.actor, target, caller.agency_id, details=details))
@@ -476,7 +481,7 @@ class Recheck:
         since = self._tree.size
         async with self._database.transaction(snapshot=True) as tx:
             newest = await self._store.newest(tx)
-            size = newest.size if newest else 0
+            size = size_of(newest)
             until = min(size, since + _READ_AT_ONCE)
             rows = await self._store.rows(tx, since, until - since) if until > since else []
             nodes = await self._store.nodes_between(tx, since, until)

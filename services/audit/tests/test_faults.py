@@ -4,7 +4,7 @@ Each trial is a transaction on a real PostgreSQL that is rolled back.
 """
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, LiteralString
@@ -33,7 +33,6 @@ WITNESS = Signer("test.example/witness", Ed25519PrivateKey.generate(), COSIGNATU
 SIZE, TRIALS, FORKS = 120, 500, 100
 SIZES = (1, 7, 8, 40, 64, 101, SIZE)
 Connection = psycopg.AsyncConnection[dict[str, Any]]
-Undo = Callable[[], Any]
 
 
 class OneConnection(Database):
@@ -125,14 +124,6 @@ async def _pick(connection: Connection, dice: random.Random, table: str) -> dict
     return dice.choice(rows)
 
 
-def _flipped(value: Any, dice: random.Random) -> Any:
-    if isinstance(value, bytes | memoryview):
-        content = bytearray(value)
-        content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
-        return bytes(content)
-    return value
-
-
 async def flip(connection: Connection, dice: random.Random) -> tuple[int, int]:
     """One bit of one value; of texts and numbers, one character or the lowest bit."""
     table = dice.choice(["leaf", "leaf", "leaf", "node", "node", "checkpoint", "cosignature", "subject_key"])
@@ -140,7 +131,9 @@ async def flip(connection: Connection, dice: random.Random) -> tuple[int, int]:
     row = await _pick(connection, dice, table)
     value = row[column]
     if isinstance(value, bytes | memoryview):
-        value = _flipped(value, dice)
+        content = bytearray(value)
+        content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        value = bytes(content)
     elif isinstance(value, int):
         value += 1000
     elif isinstance(value, str):
