@@ -53,7 +53,8 @@ class Store(Protocol):
     async def checkpoints_between(self, db: Statements, since: int, until: int) -> list[Signed]: ...
     async def cosignatures_between(self, db: Statements, since: int, until: int) -> list[tuple[int, str, str]]: ...
     async def strays(self, db: Statements, size: int) -> int: ...
-    async def forgotten(self, db: Statements, targets: Sequence[bytes]) -> set[bytes]: ...
+    async def marks(self, db: Statements, key_ids: Sequence[str]) -> dict[str, bytes]: ...
+    async def mark_forgotten(self, tx: Transaction, key_id: str, mark: bytes) -> None: ...
     async def forget(self, tx: Transaction, subject: bytes, signed: int) -> str | None: ...
     async def nodes(self, db: Statements, names: Sequence[tuple[int, int]]) -> dict[tuple[int, int], bytes]: ...
     async def add_nodes(self, tx: Transaction, nodes: Sequence[tuple[int, int, bytes]]) -> None: ...
@@ -416,6 +417,8 @@ class AuditService:
             key_id = await self._store.forget(tx, subject, size_of(newest))
             if key_id is None:
                 raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "something of that actor is not signed yet; try again in a moment")
+            # In the same transaction: who rereads the log must not wait for the record to come round.
+            await self._store.mark_forgotten(tx, key_id, self._sealer.tag("forgotten", key_id))
             self._note(tx, caller, "subject.forgotten", f"subjects/{key_id}", {"why": why})
 
     # --- witnesses -----------------------------------------------------------------------------------------------
@@ -487,13 +490,13 @@ class Recheck:
             nodes = await self._store.nodes_between(tx, since, until)
             checkpoints = await self._store.checkpoints_between(tx, since, until)
             cosignatures = await self._store.cosignatures_between(tx, since, until)
-            gone = {self._sealer.tag("target", f"subjects/{row.stored.key_id}") for row in rows if row.stored.wrapped is None}
-            told = await self._store.forgotten(tx, sorted(gone)) if gone else set()
+            gone = [row.stored for row in rows if row.stored.wrapped is None]
+            marks = await self._store.marks(tx, sorted({each.key_id for each in gone})) if gone else {}
             strays = await self._store.strays(tx, size) if until == size else 0
         found = await asyncio.to_thread(self._check, since, until, rows, nodes, checkpoints, cosignatures)
-        for row in rows:
-            if row.stored.wrapped is None and self._sealer.tag("target", f"subjects/{row.stored.key_id}") not in told:
-                found.append(Finding(row.stored.index, row.stored.index + 1, "its key is gone, and nobody has said that it is forgotten"))
+        for each in gone:
+            if marks.get(each.key_id) != self._sealer.tag("forgotten", each.key_id):
+                found.append(Finding(each.index, each.index + 1, "its key is gone, and we have not forgotten it"))
         if strays:
             found.append(Finding(0, size, f"{strays} rows lie where the log has no place for them"))
         if until == size:

@@ -139,10 +139,14 @@ class Store:
         )
         return int(row["strays"]) if row else 0
 
-    async def forgotten(self, db: Statements, targets: Sequence[bytes]) -> set[bytes]:
-        """Which of these targets of forgetting the log tells of."""
-        rows = await db.all("SELECT DISTINCT target FROM leaf WHERE action = 'subject.forgotten' AND target = ANY(%s)", [list(targets)])
-        return {bytes(row["target"]) for row in rows}
+    async def marks(self, db: Statements, key_ids: Sequence[str]) -> dict[str, bytes]:
+        """Marks of those of these keys that were forgotten."""
+        rows = await db.all("SELECT key_id::text, mark FROM forgotten WHERE key_id = ANY(%s::uuid[])", [list(key_ids)])
+        return {row["key_id"]: bytes(row["mark"]) for row in rows}
+
+    async def mark_forgotten(self, tx: Transaction, key_id: str, mark: bytes) -> None:
+        """Note that a key was forgotten."""
+        await tx.execute("INSERT INTO forgotten (key_id, mark) VALUES (%s, %s)", [key_id, mark])
 
     async def forget(self, tx: Transaction, subject: bytes, signed: int) -> str | None:
         """Delete a subject's key unless a leaf that is not signed yet needs it; returns the key's id."""

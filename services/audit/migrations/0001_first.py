@@ -57,6 +57,11 @@ CREATE TABLE subject_key (
     wrapped bytea NOT NULL
 );
 COMMENT ON TABLE subject_key IS 'never changed';
+-- Keys that were forgotten, each with a name that only the master key can make: a key that is just gone is not forgotten.
+CREATE TABLE forgotten (
+    key_id uuid PRIMARY KEY,
+    mark   bytea NOT NULL
+);
 """)
-    for table in ("leaf", "node", "checkpoint", "cosignature"):
+    for table in ("leaf", "node", "checkpoint", "cosignature", "forgotten"):
         op.execute(f"COMMENT ON TABLE {table} IS 'append-only'")

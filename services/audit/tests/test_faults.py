@@ -68,7 +68,7 @@ async def _connection(
     """A connection to a log of some leaves, checkpoints and cosignatures."""
     folder = tmp_path_factory.mktemp("copies")
     async with database.statements() as db:
-        await db.execute("TRUNCATE leaf, node, checkpoint, cosignature, subject_key")
+        await db.execute("TRUNCATE leaf, node, checkpoint, cosignature, subject_key, forgotten")
     log = make(database, publisher, Told(), folder)
     at = 0
     for size in SIZES:
