@@ -51,21 +51,22 @@ class Verdict:
 
     def lines(self) -> list[tuple[str, str, str]]:
         """Rows of a table: what, whether it holds ("yes", "no", "look"), and in words."""
-        of_all = f"{self.checked:,} of {self.size:,} leaves recomputed, {self.readable:,} of them with what they say"
-        whose = "the key that you gave" if self.key_was_given else "its own key; compare the fingerprint with what you were told"
-        open_end = self.size - self.anchored
-        seen = (
-            f"cosigned by {', '.join(self.witnesses)} up to leaf {self.anchored - 1:,}" if self.witnesses else "no witness has cosigned it"
+        is_log = self.what == "log"
+        whole = f"{self.checked:,} of {self.size:,} leaves recomputed, {self.readable:,} of them with what they say"
+        proved = f"{self.checked:,} entries proved to be among the {self.size:,} leaves of the log"
+        # A part shows what it has, and nothing of what it leaves out.
+        all_there = (
+            "no number of a producer is missing" if is_log else "only the whole log shows whether these are all; it says that it misses none"
         )
+        whose = "the key that you gave" if self.key_was_given else "its own key; compare the fingerprint with what you were told"
+        seen = f"cosigned by {', '.join(self.witnesses)}" if self.witnesses else "no witness has cosigned it"
+        open_end = self.size - self.anchored
+        unseen = f"; nobody outside has seen the last {open_end:,} of its leaves" if open_end else ""
         return [
-            ("integrity", "no" if self.findings else "yes", "; ".join(self.findings[:5]) or of_all),
-            ("completeness", "no" if self.missing else "yes", "; ".join(self.missing[:5]) or "no number of a producer is missing"),
+            ("integrity", "no" if self.findings else "yes", "; ".join(self.findings[:5]) or (whole if is_log else proved)),
+            ("completeness", "no" if self.missing else "yes" if is_log else "look", "; ".join(self.missing[:5]) or all_there),
             ("authenticity", "yes" if self.key_was_given else "look", f"signed with {whose} ({fingerprint(self.key)})"),
-            (
-                "anchored",
-                "yes" if self.witnesses and not open_end else "look",
-                f"{seen}; {open_end:,} leaves after that nobody outside has seen",
-            ),
+            ("anchored", "look" if open_end else "yes", seen + unseen),
         ]
 
 
@@ -305,7 +306,7 @@ async def export_emergency(desk: Desk, emergency_id: str, out: Path, advance: Ad
 def timeline(header: Header, entries: Sequence[pb.Entry]) -> str:
     """A page that a person reads: what happened, in order, who did it, and what it can be checked against."""
     rows = []
-    for entry in entries:
+    for entry in sorted(entries, key=lambda each: each.content.at.ToNanoseconds()):  # the log's order is that of arrival
         personal, leaf = AuditPersonal.FromString(entry.personal), entry.content
         details = {fact.key: fact.value for fact in (*leaf.facts, *personal.details) if fact.value}
         at = leaf.at.ToDatetime(UTC)

@@ -10,7 +10,7 @@ th { border-bottom-width: 2px }
 pre { background: #f4f6f8; padding: .8rem; overflow-x: auto } @media print { body { margin: 0 } tr { break-inside: avoid } }
 </style>
 <h1>Audit log: ${header.what}</h1>
-<p>${len(rows)} entries, in the order of the log. Times are UTC. This page is for reading; what proves it is the bundle beside it:
+<p>${len(rows)} entries, by the time of each (UTC); the leaf is its place in the log, which is the order of arrival. This page is for reading; what proves it is the bundle beside it:
 <code>sightline audit verify</code> checks it on any machine, without asking the log.</p>
 <table><tr><th>leaf</th><th>time</th><th>what</th><th>who</th><th>to what, and more</th></tr>
 % for index, at, words, who, target, details in rows:
