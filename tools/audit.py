@@ -56,7 +56,9 @@ class Verdict:
         proved = f"{self.checked:,} entries proved to be among the {self.size:,} leaves of the log"
         # A part shows what it has, and nothing of what it leaves out.
         all_there = (
-            "no number of a producer is missing" if is_log else "only the whole log shows whether these are all; it says that it misses none"
+            "no number of a producer is missing"
+            if is_log
+            else "only the whole log shows whether these are all; it says that it misses none"
         )
         whose = "the key that you gave" if self.key_was_given else "its own key; compare the fingerprint with what you were told"
         seen = f"cosigned by {', '.join(self.witnesses)}" if self.witnesses else "no witness has cosigned it"
