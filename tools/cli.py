@@ -223,7 +223,7 @@ def roster_import(
             f"{taken} of {found.rows} rows {'can be taken' if check else f'taken; {found.created} officers, radios and cameras are new'}"
         )
     for problem in found.problems[:20]:
-        err.print(f"line {problem.line}: {problem.text}", style="red", highlight=False, markup=False)
+        err.print(f"line {problem.line}: {problem.text}", style="red", highlight=False, markup=False, soft_wrap=True)
     if found.problems:
         err.print(f"{len(found.problems)} problems, all in {write_report(file, found.problems)}")
         raise typer.Exit(1)
@@ -246,7 +246,7 @@ def evidence_verify(
         with Progress(console=err, transient=True) as bar:
             checked = check(what, data, anchors, bar)
     except Unreadable as error:
-        err.print(f"[red]{error}[/red]", highlight=False)
+        err.print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     if as_json:
         _print_json([each.summary() for each in checked])
@@ -257,7 +257,7 @@ def evidence_verify(
         out.print(table)
     bad = [each for each in checked if each.verdict.finding]
     for each in bad:
-        err.print(f"[red]{each.index}: {each.result}[/red]", highlight=False)
+        err.print(f"[red]{each.index}: {each.result}[/red]", highlight=False, soft_wrap=True)
     if bad:
         raise typer.Exit(1)
 
@@ -278,7 +278,7 @@ def evidence_anchors(
                 print(json.dumps(head))
                 count += 1
     except Unreadable as error:
-        err.print(f"[red]{error}[/red]", highlight=False)
+        err.print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     err.print(f"{count} chain values")
 
@@ -413,7 +413,7 @@ def _with_bar(what: str, work: Any) -> Any:
             task = bar.add_task(what, total=None)
             return work(lambda done, total: bar.update(task, completed=done, total=total))
     except Unreadable as error:
-        err.print(f"[red]{error}[/red]", highlight=False)
+        err.print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
 
 
@@ -435,7 +435,7 @@ def _at_desk(user: str, data: Path, work: Any) -> Any:
     try:
         return asyncio.run(ask())
     except grpc.aio.AioRpcError as error:
-        err.print(f"[red]{error.details()}[/red]", highlight=False)
+        err.print(f"[red]{error.details()}[/red]", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 
@@ -527,7 +527,7 @@ def main() -> None:
     try:
         app(prog_name="sightline")
     except StartError as error:
-        err.print(f"[red]{error}[/red]", highlight=False)
+        err.print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
         sys.exit(1)
     finally:
         telemetry.shutdown()

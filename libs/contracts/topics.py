@@ -4,12 +4,14 @@ from datetime import timedelta
 
 from chassis.bus import Topic
 from sightline.activation.v1.activation_pb2 import ActivationDecision, ActivationResult, DecisionRejection
+from sightline.audit.v1.alert_pb2 import AlertEvent
 from sightline.audit.v1.leaf_pb2 import AuditCheckpoint
 from sightline.audit.v1.record_pb2 import AuditRecord
 from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.emergency.v1.emergency_pb2 import EmergencyEvent
 from sightline.evidence.v1.recording_pb2 import RecordingEvent
 from sightline.media.v1.chain_pb2 import ChainHead
+from sightline.media.v1.served_pb2 import ServedAccount
 from sightline.registry.v1.duty_pb2 import DutyRecord
 from sightline.streams.v1.session_pb2 import GrantEvent, SessionEvent
 
@@ -41,12 +43,16 @@ STREAM_SESSION = Topic(
     RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
 STREAM_GRANT = Topic(
-    "sightline.stream.grant.v1", GrantEvent, "session id", "streams", ("agencies",),
+    "sightline.stream.grant.v1", GrantEvent, "session id", "streams", ("audit", "agencies"),
     RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
 MEDIA_CHAIN = Topic(
     "sightline.media.chain.v1", ChainHead, "recording id", "relay", ("evidence", "agencies"),
     RADIO_PARTITIONS, timedelta(days=35),
+)  # fmt: skip
+MEDIA_SERVED = Topic(
+    "sightline.media.served.v1", ServedAccount, "grant id", "relay", ("audit", "agencies"),
+    RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
 EVIDENCE_RECORDING = Topic(
     "sightline.evidence.recording.v1", RecordingEvent, "recording id", "evidence", ("agencies",),
@@ -60,10 +66,14 @@ AUDIT_CHECKPOINT = Topic(
     "sightline.audit.checkpoint.v1", AuditCheckpoint, "the log", "audit", ("agencies",),
     1, timedelta(days=365),
 )  # fmt: skip
+AUDIT_ALERT = Topic(
+    "sightline.audit.alert.v1", AlertEvent, "alert id", "audit", ("agencies",),
+    1, timedelta(days=35),
+)  # fmt: skip
 
 TOPICS = (
     REGISTRY_DUTY, EMERGENCY_EVENT, ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, STREAM_SESSION, STREAM_GRANT, MEDIA_CHAIN,
-    EVIDENCE_RECORDING, AUDIT_RECORD, AUDIT_CHECKPOINT,
+    MEDIA_SERVED, EVIDENCE_RECORDING, AUDIT_RECORD, AUDIT_CHECKPOINT, AUDIT_ALERT,
 )  # fmt: skip
 
 

@@ -8,17 +8,18 @@ from chassis.rpc import own_identity
 from chassis.run import App, run, wait_for
 from chassis.settings import RpcSettings
 from chassis.web import serve, server_tls
-from contracts.topics import MEDIA_CHAIN
+from contracts.topics import MEDIA_CHAIN, MEDIA_SERVED
 from media.files import FileShelf
 
 from services.relay.api import IngestApi, ViewApi
-from services.relay.events import HeadAnnouncer
+from services.relay.events import RelayAnnouncer
 from services.relay.peers import EvidenceLink, StreamsLink
 from services.relay.service import SYNC_EVERY_S, RelayService
 from services.relay.settings import RelaySettings
 
 # A pause between two rounds of a loop, also one that fails at once.
 _PAUSE_S = 0.1
+_ACCOUNT_S = 10.0
 
 
 async def main(app: App[RelaySettings]) -> None:
@@ -30,12 +31,14 @@ async def main(app: App[RelaySettings]) -> None:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     link = StreamsLink(settings.streams_target, settings.rpc, settings.replica, settings.ingest_url, settings.view_url)
     keeper = EvidenceLink(settings.evidence_target, settings.rpc, settings.replica)
-    heads = HeadAnnouncer(publisher, settings.replica)
-    service = RelayService(FileShelf(settings.data_dir), link, heads, SystemClock(), settings.reserve_mib * 2**20)
+    announcer = RelayAnnouncer(publisher, settings.replica)
+    service = RelayService(FileShelf(settings.data_dir), link, announcer, SystemClock(), settings.reserve_mib * 2**20)
     await service.recover()
     await service.look_at_room()
 
-    app.resources.push_async_callback(link.tell_the_last)  # after the servers have ended, which end what they show
+    # After the servers have ended, which end what they show.
+    app.resources.push_async_callback(link.tell_the_last)
+    app.resources.push_async_callback(announcer.publish_the_last)
     trust_domain = own_identity(settings.rpc).trust_domain
     for listen, page, tls in (
         (settings.ingest_listen, IngestApi(service, trust_domain).app(), _camera_tls(settings.rpc)),
@@ -50,7 +53,8 @@ async def main(app: App[RelaySettings]) -> None:
     app.repeat("renewal", _PAUSE_S, lambda: link.renew(lambda: service.grants, service.revoke))
     app.repeat("what was served", _PAUSE_S, link.tell)
     app.repeat("revocations", _PAUSE_S, lambda: link.watch(service.revoke))
-    app.repeat("chain heads", _PAUSE_S, heads.publish)
+    app.repeat("accounts", _ACCOUNT_S, service.account)
+    app.repeat("chain heads and accounts", _PAUSE_S, announcer.publish)
     app.repeat("retirement", settings.retire_s, lambda: service.retire(keeper))
 
     async def report() -> None:
@@ -58,7 +62,7 @@ async def main(app: App[RelaySettings]) -> None:
 
     await wait_for("the streams service", report)
     app.repeat("report", _PAUSE_S, report)
-    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, (MEDIA_CHAIN,)))
+    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, (MEDIA_CHAIN, MEDIA_SERVED)))
     await app.ready()
 
 

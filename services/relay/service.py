@@ -54,13 +54,13 @@ class Grant:
 
 @dataclass(frozen=True)
 class Served:
-    """What a grant came to: bytes of messages, when the last one left (None: none did), when and why it ended."""
+    """What a grant came to: bytes of messages, when the last one left (None: none did), when and why it ended (None: it has not)."""
 
     grant: Grant
     bytes: int
     skipped: int
     last_byte_at: datetime | None
-    ended_at: datetime
+    ended_at: datetime | None
     cause: str
 
 
@@ -102,10 +102,14 @@ class Authority(Protocol):
 
 
 class Announcer(Protocol):
-    """Tells the world what was kept."""
+    """Tells the world what was kept, and what was given out."""
 
     def announce_head(self, name: Name, entry: Entry, captured_from_ms: int | None) -> None:
         """A chain value of what survives a power cut, and when the segment's first picture was taken. Never blocks."""
+        ...
+
+    def announce_served(self, served: Served) -> None:
+        """What a grant has come to so far. It does not go by way of whoever gave the grant. Never blocks."""
         ...
 
 
@@ -162,6 +166,7 @@ class Watch:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     last_byte_at: datetime | None = None
     told_muted: bool = False
+    accounted: int = 0  # bytes that the world was told of
 
     def end(self, cause: str) -> None:
         """No byte more. The first cause counts."""
@@ -506,11 +511,19 @@ class RelayService:
         finally:
             session.watches.discard(watch)
             self._watches.pop(grant.grant_id, None)
-            self._tell(watch, watch.ended or "VIEWER_LEFT")
+            served = self._served(watch, self._clock.now(), watch.ended or "VIEWER_LEFT")
+            self._authority.served(served)
+            self._announcer.announce_served(served)
 
-    def _tell(self, watch: Watch, cause: str) -> None:
-        now = self._clock.now()
-        self._authority.served(Served(watch.grant, watch.viewer.sent, watch.viewer.skipped, watch.last_byte_at, now, cause))
+    def _served(self, watch: Watch, ended_at: datetime | None = None, cause: str = "") -> Served:
+        return Served(watch.grant, watch.viewer.sent, watch.viewer.skipped, watch.last_byte_at, ended_at, cause)
+
+    async def account(self) -> None:
+        """Tell the world what is being given out, and for which grants. Call it every some seconds."""
+        for watch in self._watches.values():
+            if watch.viewer.sent != watch.accounted:
+                watch.accounted = watch.viewer.sent
+                self._announcer.announce_served(self._served(watch))
 
     def next_message(self, watch: Watch) -> Frame | None:
         """What a viewer is sent now; None while there is nothing, or its window is full. Nothing after its end."""

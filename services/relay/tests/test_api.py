@@ -64,6 +64,9 @@ class Desk:
     def announce_head(self, *_: object) -> None:
         pass
 
+    def announce_served(self, served: Served) -> None:
+        pass
+
 
 @dataclass
 class Relay:

@@ -32,6 +32,10 @@ NOTHING = Told((), ())
 class Heads:
     def __init__(self) -> None:
         self.of: dict[str, dict[int, str]] = {}
+        self.served: list[Served] = []
+
+    def announce_served(self, served: Served) -> None:
+        self.served.append(served)
 
     def announce_head(self, name: Name, entry: Entry, captured_from_ms: int | None) -> None:
         self.of.setdefault(name.segment_id, {})[entry.n] = entry.chain
@@ -178,6 +182,25 @@ async def test_who_comes_before_the_camera_sees_its_first_frame(service: RelaySe
         assert [frame.kind for frame in await frames(service, watch, 2)] == ["init", "key"]
         camera.stop()
         await taking
+
+
+async def test_the_world_is_told_what_is_given_out_while_it_is_and_at_the_end(
+    service: RelayService, heads: Heads, authority: Open
+) -> None:
+    async with service.watching("s1") as watch:
+        await service.account()
+        assert heads.served == []
+        camera = Feed(init(), fragment(0, key=True))
+        taking = sending(service, Name("s1", "0001-live"), camera)
+        await frames(service, watch, 2)
+        await service.account()
+        await service.account()  # nothing has left since
+        [running] = heads.served
+        assert (running.bytes, running.last_byte_at, running.ended_at) == (watch.viewer.sent, watch.last_byte_at, None)
+        camera.stop()
+        await taking
+    assert heads.served[1:] == authority.told
+    assert authority.told[0].ended_at
 
 
 async def test_a_grant_that_ends_while_its_viewer_is_on_the_way_shows_nothing(service: RelayService, authority: Open) -> None:
