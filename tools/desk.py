@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from chassis.rpc import connect, with_trace
 from sightline.audit.v1.audit_service_pb2_grpc import AuditServiceStub
+from sightline.audit.v1.oversight_service_pb2_grpc import OversightServiceStub
 from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceStub
 from sightline.evidence.v1.evidence_service_pb2_grpc import EvidenceServiceStub
 from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
@@ -42,6 +43,7 @@ class Desk:
         self.streams = StreamServiceStub(self._channels["streams"])
         self.sessions = SessionServiceStub(self._channels["streams"])
         self.audit = AuditServiceStub(self._channels["audit"])
+        self.oversight = OversightServiceStub(self._channels["audit"])
         self.evidence = EvidenceServiceStub(self._channels["evidence"])
 
     def metadata(self) -> Any:

@@ -2,19 +2,23 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import LiteralString
 
 from sightline.audit.v1.record_pb2 import AuditOutcome, AuditRecord
-from sightline.common.v1.actor_pb2 import Actor
+from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from uuid_utils import uuid7
 
 from chassis import telemetry
 from chassis.bus import TRANSIENT, Publisher, Record, Topic
 from chassis.clock import Clock
 from chassis.db import NOT_DURABLE, Database, Transaction
+from chassis.names import PLATFORM
 
 _BATCH, _REST_S = 500, 0.5
+# A producer that has nothing to tell says so, that its silence can mean something; and how often it looks whether it has.
+_ALIVE_S, _LOOK_S = 300, 20.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,22 @@ class Audit:
                     break
                 except TRANSIENT:
                     await asyncio.sleep(0.5)
+
+    async def say_alive(self) -> None:
+        """For ever: record that we are there, when no replica has recorded anything for five minutes."""
+        me = Actor(kind=ActorKind.ACTOR_KIND_SERVICE, id=f"service/{self._producer}", agency_id=PLATFORM)
+        while True:
+            with suppress(*TRANSIENT):
+                async with self._database.transaction() as tx:
+                    await tx.execute("SELECT pg_advisory_xact_lock(hashtext(current_schema() || '/alive'))")
+                    fresh = await tx.one(
+                        "SELECT FROM (SELECT created_at FROM audit_record ORDER BY id DESC LIMIT 1) AS newest"
+                        " WHERE created_at > now() - make_interval(secs => %s)",
+                        [_ALIVE_S],
+                    )
+                    if fresh is None:
+                        self.record(tx, Entry("producer.alive", me, f"producers/{self._producer}", PLATFORM))
+            await asyncio.sleep(_LOOK_S)
 
     async def ship(self) -> None:
         """For ever: number and publish what has been committed."""

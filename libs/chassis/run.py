@@ -64,6 +64,7 @@ class App(Generic[S]):
         self.background("outbox sweeper", database.sweep())
         self.background("audit shipper", audit.ship())
         self.background("audit of refusals", audit.write_refusals())
+        self.background("audit sign of life", audit.say_alive())
 
     async def serve_health(self, listen: str) -> None:
         """Answer grpc.health.v1 in the clear, for the kubelet; NOT_SERVING until `ready`."""

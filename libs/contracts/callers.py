@@ -21,6 +21,7 @@ _EMERGENCY = "/sightline.emergency.v1.EmergencyService/"
 _STREAMS = "/sightline.streams.v1.StreamService/"
 _SESSIONS = "/sightline.streams.v1.SessionService/"
 _AUDIT = "/sightline.audit.v1.AuditService/"
+_OVERSIGHT = "/sightline.audit.v1.OversightService/"
 _EVIDENCE = "/sightline.evidence.v1.EvidenceService/"
 _SHELF = "/sightline.evidence.v1.ShelfLinkService/"
 _RELAY = "/sightline.streams.v1.RelayLinkService/"
@@ -64,6 +65,12 @@ ALLOWED: Mapping[str, Allowed] = {
     _AUDIT + "WatchEntries": _people("auditor"),
     _AUDIT + "ForgetActor": _people("admin"),
     _AUDIT + "GetHealth": _people("auditor", "supervisor", "admin", also=("service",)),
+    _OVERSIGHT + "ListAlerts": _people("auditor"),
+    _OVERSIGHT + "GetAlert": _people("auditor"),
+    _OVERSIGHT + "ResolveAlert": _people("auditor"),
+    _OVERSIGHT + "SetReviewers": _people("admin"),
+    _OVERSIGHT + "GetReviewers": _people("admin", "auditor"),
+    _OVERSIGHT + "GetReport": _people("admin", "auditor"),
     _EVIDENCE + "ListRecordings": _people("supervisor", "analyst", "auditor", "admin"),
     _EVIDENCE + "GetRecording": _people("supervisor", "analyst", "auditor", "admin"),
     _EVIDENCE + "PlaceHold": _people("supervisor", "analyst", "auditor"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from datetime import timedelta
 from pathlib import Path
 
 from chassis import telemetry
@@ -17,19 +18,26 @@ from chassis.rpc import Server
 from chassis.run import App, run, wait_for
 from chassis.sealing import Sealer
 from contracts.callers import ALLOWED
-from contracts.topics import AUDIT_CHECKPOINT, AUDIT_RECORD
+from contracts.topics import AUDIT_ALERT, AUDIT_CHECKPOINT, AUDIT_RECORD, MEDIA_SERVED, STREAM_GRANT
 from sightline.audit.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
+from sightline.audit.v1.oversight_service_pb2_grpc import add_OversightServiceServicer_to_server
 from tlog.note import Signer
 
 from services.audit.api import AuditApi
 from services.audit.events import CheckpointAnnouncer, RecordReader
 from services.audit.model import Inconsistent
+from services.audit.oversight.api import OversightApi
+from services.audit.oversight.events import AccountReader, AlertAnnouncer
+from services.audit.oversight.service import OversightService
+from services.audit.oversight.store import Store as OversightStore
 from services.audit.peers import WitnessLink
 from services.audit.service import AuditService, Recheck
 from services.audit.settings import AuditSettings
 from services.audit.store import FileCopies, Store
 
 _WITNESS_S, _RECHECK_PAUSE_S = 1.0, 0.2
+_OBSERVE_S = 0.5
+_TOPICS = (AUDIT_RECORD, AUDIT_CHECKPOINT, AUDIT_ALERT, MEDIA_SERVED, STREAM_GRANT)
 _LINGER_S, _PAUSE_S = 0.2, 0.01  # records that come within the first time are one commit
 
 
@@ -51,6 +59,10 @@ async def main(app: App[AuditSettings]) -> None:
         witnesses.append(await app.resources.enter_async_context(WitnessLink(witness.url, witness.verifier)))
     recheck = Recheck(database, Store(), sealer, signer.verifier, [witness.verifier for witness in witnesses])
     service = AuditService(database, Store(), sealer, signer, copies, CheckpointAnnouncer(), audit, witnesses)
+    oversight = OversightService(
+        database, Store(), OversightStore(), sealer, signer, AlertAnnouncer(), audit, clock,
+        timedelta(seconds=settings.settled_s), timedelta(seconds=settings.silence_s),
+    )  # fmt: skip
 
     async def check() -> None:
         try:
@@ -66,22 +78,36 @@ async def main(app: App[AuditSettings]) -> None:
         for finding in found:
             telemetry.log().error("the log is not what was signed", finding=str(finding))
             service.distrust(str(finding))
+            await oversight.dispute(str(finding))
         if is_round:
             await asyncio.sleep(settings.recheck_s)
+
+    async def ask_witnesses() -> None:
+        for why in await service.ask_witnesses():
+            await oversight.dispute(why)
+
+    async def observe() -> None:
+        while await oversight.observe():
+            pass
 
     await wait_for("PostgreSQL", check)
     server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
     add_AuditServiceServicer_to_server(AuditApi(service), server.grpc)
+    add_OversightServiceServicer_to_server(OversightApi(oversight), server.grpc)
     records = BatchReader("audit", RecordReader.topics, RecordReader(service), settings.kafka, publisher, _LINGER_S)
+    accounts = BatchReader("audit-accounts", AccountReader.topics, AccountReader(oversight), settings.kafka, publisher, _LINGER_S)
 
     app.ship(database, audit)
     await server.start()
     app.resources.push_async_callback(server.grpc.stop, 2)
-    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, (AUDIT_RECORD, AUDIT_CHECKPOINT)))
+    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, _TOPICS))
     app.background("records", records.consume())
+    app.background("accounts", accounts.consume())
     app.repeat("integration", _PAUSE_S, service.integrate_soon)
     app.repeat("recheck", _RECHECK_PAUSE_S, recheck_some)
-    app.repeat("witnesses", _WITNESS_S, service.ask_witnesses)
+    app.repeat("witnesses", _WITNESS_S, ask_witnesses)
+    app.repeat("observation", _OBSERVE_S, observe)
+    app.repeat("judgement", settings.judge_s, oversight.judge)
     await app.ready()
 
 

@@ -13,8 +13,8 @@ from sightline.audit.v1.leaf_pb2 import AuditLeaf, AuditPersonal
 LEAF_VERSION = b"\x01"
 # Details that say nothing of a person: they go into the leaf as well, so that an outsider can count what the public is told.
 _FACTS = frozenset({
-    "version", "epoch", "status", "disposition", "subject", "stale", "state", "refusal", "reason", "cause", "by", "result", "bytes", "days", "rule",
-    "outcome",
+    "version", "epoch", "status", "disposition", "subject", "stale", "state", "refusal", "reason", "cause", "by", "result", "bytes", "days",
+    "rule", "outcome",
 })  # fmt: skip
 _CODE = re.compile(r"[A-Za-z0-9_.:+-]{1,64}")
 

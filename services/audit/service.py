@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Protocol
 
 from chassis import telemetry
@@ -79,6 +80,7 @@ class Store(Protocol):
         limit: int,
     ) -> list[Stored]: ...
     async def producers(self, db: Statements) -> list[Producer]: ...
+    async def heard(self, tx: Transaction, producers: Sequence[tuple[str, int, int, datetime]]) -> None: ...
 
 
 class Announcer(Protocol):
@@ -185,6 +187,16 @@ class AuditService:
             sealed = self._sealer.seal(wrapped, subject, each.personal, leaf_hash(each.leaf))
             rows.append((index, each, key_id, self._sealer.tag("target", each.target), sealed))
         await self._store.append(tx, rows)
+        by_producer: dict[str, list[Arrived]] = {}
+        for each in new:
+            by_producer.setdefault(each.producer, []).append(each)
+        await self._store.heard(
+            tx,
+            [
+                (producer, max(each.producer_seq for each in some), len(some), max(each.at for each in some))
+                for producer, some in sorted(by_producer.items())
+            ],
+        )
 
     async def integrate(self) -> None:
         """Grow the tree over all leaves that are committed, and sign it. Any replica may; one at a time does.
@@ -450,17 +462,21 @@ class AuditService:
         await asyncio.to_thread(self._copies.keep_cosigned, cosigned, name)
         return True
 
-    async def ask_witnesses(self) -> None:
-        """Each of them once; who is away is asked again later."""
+    async def ask_witnesses(self) -> list[str]:
+        """Each of them once; who is away is asked again later. Returns what people have to look at."""
+        disputes = []
         for witness in self._witnesses:
             try:
                 await self.ask_witness(witness)
             except WitnessRefuses as error:
                 telemetry.log().warning("a witness has not cosigned", witness=witness.verifier.name, why=str(error))
             except Inconsistent as error:  # he shows no proof, so a faulty one does not end the log; people have to look
+                disputes.append(str(error))
                 telemetry.log().error("a witness has seen another log", witness=witness.verifier.name, why=str(error))
             except ProofError as error:
+                disputes.append(str(error))
                 telemetry.log().error("the log cannot be proved to a witness", witness=witness.verifier.name, why=str(error))
+        return disputes
 
     def _note(self, tx: Transaction, caller: Caller, action: str, target: str, details: dict[str, str]) -> None:
         self._audit.record(tx, Noted(action, caller.actor, target, caller.agency_id, details=details))

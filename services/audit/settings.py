@@ -41,6 +41,11 @@ class AuditSettings(ServiceSettings):
         (), max_length=10, description='who cosigns, as JSON: [{"url": "https://…", "key": "name+id+key"}]'
     )
     recheck_s: float = Field(60, gt=0, le=86_400, description="rest between two readings of the whole log, in seconds")
+    judge_s: float = Field(30, gt=0, le=3600, description="rest between two applications of the rules of oversight, in seconds")
+    settled_s: float = Field(
+        60, gt=0, le=3600, description="how long accounts may differ, and a number may be missing, before it is an alert, in seconds"
+    )
+    silence_s: float = Field(900, gt=0, le=86_400, description="how long a producer may say nothing before it is an alert, in seconds")
     checkpoint_dir: DirectoryPath = Field(
         description="folder that the newest checkpoint is copied to; a log that is behind it is not gone on with"
     )

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import LiteralString
 
@@ -250,11 +251,18 @@ class Store:
 
     async def producers(self, db: Statements) -> list[Producer]:
         """How far each producer's records have come."""
-        rows = await db.all(
-            "SELECT producer, max(producer_seq) AS highest, max(producer_seq) - count(*) AS missing, max(at) AS newest_at"
-            " FROM leaf GROUP BY producer ORDER BY producer"
-        )
+        rows = await db.all("SELECT producer, highest, highest - count AS missing, newest_at FROM producer ORDER BY producer")
         return [Producer(**row) for row in rows]
+
+    async def heard(self, tx: Transaction, producers: Sequence[tuple[str, int, int, datetime]]) -> None:
+        """New leaves of producers: name, highest number, how many, newest time."""
+        await tx.execute(
+            "INSERT INTO producer (producer, highest, count, newest_at) SELECT * FROM unnest(%s::text[], %s::bigint[], %s::bigint[],"
+            " %s::timestamptz[]) ON CONFLICT (producer) DO UPDATE SET highest = greatest(producer.highest, excluded.highest),"
+            " count = producer.count + excluded.count, newest_at = greatest(producer.newest_at, excluded.newest_at),"
+            " heard_at = clock_timestamp()",
+            [list(column) for column in zip(*producers, strict=True)],
+        )
 
 
 def _stored(row: DbRow) -> Stored:

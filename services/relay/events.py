@@ -57,10 +57,10 @@ class RelayAnnouncer:
         self._wake.clear()
         heads, served = self._heads, self._served
         self._heads, self._served = {}, {}
-        failed = await self._publish({name: self._head(name, *head) for name, head in heads.items()})
-        self._heads = {name: heads[name] for name in failed} | self._heads
-        failed = await self._publish({grant_id: self._account(each) for grant_id, each in served.items()})
-        self._served = {grant_id: served[grant_id] for grant_id in failed} | self._served
+        names = await self._publish({name: self._head(name, *head) for name, head in heads.items()})
+        self._heads = {name: heads[name] for name in names} | self._heads
+        grants = await self._publish({grant_id: self._account(each) for grant_id, each in served.items()})
+        self._served = {grant_id: served[grant_id] for grant_id in grants} | self._served
         if self._heads or self._served:
             self._wake.set()
 
@@ -74,7 +74,7 @@ class RelayAnnouncer:
             telemetry.log().error("the world was not told of the last", heads=len(self._heads), grants=len(self._served))
 
     async def _publish(self, records: dict[K, Record]) -> list[K]:
-        """Names of those that failed for now."""
+        """Returns the names of those that failed for now."""
         answers = await asyncio.gather(*map(self._publisher.publish, records.values()), return_exceptions=True)
         failed = [(name, answer) for name, answer in zip(records, answers, strict=True) if isinstance(answer, BaseException)]
         for _, error in failed:

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from statistics import median
+from typing import TypeVar
 
 from chassis.names import PLATFORM
 from sightline.audit.v1.leaf_pb2 import AuditLeaf, AuditPersonal
 from sightline.common.v1.actor_pb2 import ActorKind
 
+T = TypeVar("T")
+N = TypeVar("N")
 WINDOW, DUE = timedelta(days=30), timedelta(days=3)
 # Clocks of relay and streams may differ by so much; what was under way when a grant was revoked has left long before.
 TOLERANCE = timedelta(seconds=5)
@@ -25,9 +28,10 @@ _KNOWN_DAYS = 10  # of work, before hours can be unusual
 _SAME_OFFICER = 4  # emergencies in the window
 _MANY, _TIMES_THE_USUAL, _OTHER_DAYS = 20, 3, 10
 _EVIDENCE_AT_MOST = 20
+_NO_MORE = 10  # times what is waited before accounts are compared
 _SPACE = re.compile(r"\s+")
 # Details that people fill with words.
-_TEXTS = ("note", "why", "reason")
+_TEXTS = ("note", "reason")
 
 
 class Rule(StrEnum):
@@ -194,19 +198,19 @@ def pasted_reason(observations: Sequence[Observation]) -> list[Suspicion]:
 
 
 def unusual_hour(observations: Sequence[Observation], seen: Sequence[Viewing]) -> list[Suspicion]:
-    """Watched at an hour at which this person has never worked, nor in the hours beside it. RTCC shifts are in no register: habit stands in."""
+    """Watched at an hour at, before and after which this person never works. Shifts of the RTCC are in no register: habit stands in."""
     days: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for each in observations:
         if each.who:
             days[each.who][each.at.date().isoformat()].add(each.at.hour)
     found = []
-    for each in seen:
-        today = each.at.date().isoformat()
-        before = [hours for day, hours in days[each.who].items() if day < today]
-        near = {(each.at.hour + offset) % 24 for offset in (-1, 0, 1)}
+    for viewing in seen:
+        today = viewing.at.date().isoformat()
+        before = [hours for day, hours in days[viewing.who].items() if day < today]
+        near = {(viewing.at.hour + offset) % 24 for offset in (-1, 0, 1)}
         if len(before) >= _KNOWN_DAYS and not any(near & hours for hours in before):
-            words = f"watched at {each.at:%H:%M} UTC; on the {len(before)} days of work before, this person did nothing near that hour"
-            found.append(_suspect(Rule.UNUSUAL_HOUR, f"{each.who}/{today}", words, [each]))
+            words = f"watched at {viewing.at:%H:%M} UTC; on the {len(before)} days of work before, this person did nothing near that hour"
+            found.append(_suspect(Rule.UNUSUAL_HOUR, f"{viewing.who}/{today}", words, [viewing]))
     return found
 
 
@@ -218,7 +222,7 @@ def one_officer(seen: Sequence[Viewing]) -> list[Suspicion]:
         emergencies = {each.emergency_id for each in some}
         all_of_them = {each.emergency_id for each in of_person[who,]}
         if len(emergencies) >= _SAME_OFFICER and 2 * len(emergencies) >= len(all_of_them):
-            words = f"watched the same officer in {len(emergencies)} of the {len(all_of_them)} emergencies watched within {WINDOW.days} days"
+            words = f"watched one officer in {len(emergencies)} of the {len(all_of_them)} emergencies watched within {WINDOW.days} days"
             found.append(_suspect(Rule.ONE_OFFICER, f"{who}/{officer}/{some[-1].at:%Y-%m}", words, some))
     return found
 
@@ -244,8 +248,8 @@ def suspicions(observations: Sequence[Observation]) -> list[Suspicion]:
     ]  # fmt: skip
 
 
-def _grouped(items, name):  # type: ignore[no-untyped-def]
-    groups = defaultdict(list)
+def _grouped(items: Iterable[T], name: Callable[[T], N]) -> dict[N, list[T]]:
+    groups: dict[N, list[T]] = defaultdict(list)
     for each in items:
         groups[name(each)].append(each)
     return groups
@@ -281,7 +285,6 @@ class Granted:
     version: int
     agency_id: str
     bytes: int
-    is_used: bool
     revoked_at: datetime | None
     end_cause: str
     ended_at: datetime | None
@@ -320,7 +323,9 @@ def discrepancies(account: Account, now: datetime, settled: timedelta) -> tuple[
             found.append((Rule.SERVED_AFTER_END, f"pictures left for {late.total_seconds():.0f} s after the end ({granted.end_cause})"))
     if granted and granted.ended_at and ended_long:
         found += _at_the_end(account, granted)
-    is_over = ended_long and (served is None or served.is_over or granted is not None and granted.end_cause == "RELAY_LOST")
+    # A relay that was killed after it told what the grant came to never tells its own end of it.
+    waited = account.ended_since is not None and now - account.ended_since >= _NO_MORE * settled
+    is_over = ended_long and (served is None or served.is_over or waited)
     evidence = [index for index in (account.issued_index, account.ended_index) if index is not None]
     suspects = [Suspicion(rule, account.grant_id, agency, words, evidence, account.issued_by) for rule, words in found]
     return suspects, is_over

@@ -49,7 +49,7 @@ class Told:
 async def _empty(database: Database, databases: DatabaseSettings) -> AsyncIterator[None]:
     """A log of its own for every test."""
     async with database.statements() as db:
-        await db.execute("TRUNCATE leaf, node, checkpoint, cosignature, subject_key, forgotten")
+        await db.execute("TRUNCATE leaf, node, checkpoint, cosignature, subject_key, forgotten, producer")
     yield
 
 

@@ -184,9 +184,7 @@ async def test_who_comes_before_the_camera_sees_its_first_frame(service: RelaySe
         await taking
 
 
-async def test_the_world_is_told_what_is_given_out_while_it_is_and_at_the_end(
-    service: RelayService, heads: Heads, authority: Open
-) -> None:
+async def test_the_world_is_told_what_is_given_out_while_it_is_and_at_the_end(service: RelayService, heads: Heads, authority: Open) -> None:
     async with service.watching("s1") as watch:
         await service.account()
         assert heads.served == []
