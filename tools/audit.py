@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from pathlib import Path
@@ -18,15 +18,11 @@ from tlog.note import Checkpoint, NoteError, Verifier, open_checkpoint
 from tlog.verify import Recomputed
 
 from tools.desk import Desk
+from tools.terminal import Advance, Unreadable
 
 FORMAT = "sightline audit bundle 1"
 _PAGE, _FINDINGS_AT_MOST = 200, 1000
 _TIMELINE = Template(filename=str(Path(__file__).with_name("timeline.mako")), default_filters=["str", "h"])  # noqa: S702 - it escapes
-Advance = Callable[[int, int], None]  # leaves done, leaves in all
-
-
-class Unreadable(Exception):
-    """There is nothing to check; the text says what to do."""
 
 
 @dataclass

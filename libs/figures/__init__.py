@@ -95,7 +95,7 @@ class Tally:
             "since": _text(self._since),
             "until": _text(self._until),
             "fewest": FEWEST,
-            "tables": {name: suppressed(tables[name]) for name in sorted(tables)},
+            "tables": {name: suppressed(tables[name], are_parts=name != "emergencies") for name in sorted(tables)},
             "times": {"from press to a camera that records": _times(starts), "from press to pictures": _times(pictures)},
             "months": suppressed(dict(months)),
         }
@@ -138,11 +138,11 @@ def _counted(leaf: AuditLeaf, facts: Mapping[str, str]) -> Iterable[tuple[str, s
             pass
 
 
-def suppressed(table: Table) -> dict[str, int | None]:
-    """The same without small counts. Were only one left out, whoever knows the sum could tell it: then the next smallest goes, too."""
+def suppressed(table: Table, *, are_parts: bool = True) -> dict[str, int | None]:
+    """The same without small counts. Were one part left out alone, whoever knows the sum could tell it: the next smallest goes, too."""
     hidden = {row for row, count in table.items() if 0 < count < FEWEST}
     shown = [row for row, count in table.items() if count >= FEWEST]
-    if len(hidden) == 1 and shown:
+    if are_parts and len(hidden) == 1 and shown:
         hidden.add(min(shown, key=lambda row: (table[row], row)))
     return {row: None if row in hidden else table[row] for row in sorted(table)}
 

@@ -488,12 +488,12 @@ class Recheck:
     def __init__(self, database: Database, store: Store, sealer: Sealer, log: Verifier, witnesses: Sequence[Verifier] = ()) -> None:
         self._database, self._store, self._sealer, self._log = database, store, sealer, log
         self._witnesses = {witness.name: witness for witness in witnesses}
-        self._tree = Recomputed()
+        self._tree, self._last = Recomputed(), 0
 
     @property
     def size(self) -> int:
-        """Leaves that were read in the present round."""
-        return self._tree.size
+        """Leaves that were read in the last round that is over, or in the present one if that has come further."""
+        return max(self._last, self._tree.size)
 
     async def step(self) -> tuple[list[Finding], bool]:
         """Look at the next leaves; what is found, and whether that was the end of the round."""
@@ -516,7 +516,7 @@ class Recheck:
         if strays:
             found.append(Finding(0, size, f"{strays} rows lie where the log has no place for them"))
         if until == size:
-            self._tree = Recomputed()
+            self._tree, self._last = Recomputed(), size
         return found, until == size
 
     def _check(

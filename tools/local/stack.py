@@ -44,6 +44,7 @@ REPLICAS, LANES = ("a", "b"), ("a", "b")
 QUICK_PERIODS = {
     "registry": {"SIGHTLINE_TRICKLE_S": "5"}, "joiner": {"SIGHTLINE_TRICKLE_S": "5"}, "streams": {"SIGHTLINE_LINK_AGE_S": "20"},
     "evidence": {"SIGHTLINE_SWEEP_S": "0.5"}, "relay": {"SIGHTLINE_RETIRE_S": "0.5"},
+    "audit": {"SIGHTLINE_JUDGE_S": "0.5", "SIGHTLINE_SETTLED_S": "5", "SIGHTLINE_RECHECK_S": "1"},
 }  # fmt: skip
 Progress = Callable[[str], None]
 _ORIGIN, _WITNESS = "laptop.sightline.example/audit", "laptop.sightline.example/witness"

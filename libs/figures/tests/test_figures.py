@@ -86,6 +86,12 @@ def test_no_small_count_is_told_nor_can_be_worked_out_of_a_sum(table: dict[str, 
     assert len(hidden) != 1 or all(count in (0, None) for count in shown.values())
 
 
+def test_a_part_of_all_that_is_small_hides_itself_alone() -> None:
+    leaves = [each for n in range(1, 9) for each in emergency(n)]
+    leaves.append(leaf("emergency.raised", SINCE, "old", status="ACTUAL", stale="True"))
+    assert counted(leaves)["tables"]["emergencies"] == {"all": 9, "too old to start a camera": None}
+
+
 def test_few_times_are_not_told() -> None:
     assert counted(emergency(3))["times"]["from press to pictures"] == {"count": None, "median_s": None, "p95_s": None}
 

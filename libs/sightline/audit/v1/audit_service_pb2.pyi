@@ -516,7 +516,7 @@ class GetHealthResponse(_message.Message):
     unsigned: _builtins.int
     """Leaves that are taken and not signed yet."""
     rechecked: _builtins.int
-    """Leaves that were read back and found as they were signed, in the present round."""
+    """Leaves that were read back and found as they were signed, in the last round or the present one."""
     def __init__(
         self,
         *,
