@@ -82,9 +82,10 @@ page: $(PAGE_READY) ## compile the console's page from TypeScript
 chart: $(READY) ## render and check the Helm chart (needs helm on the PATH)
 	@deploy/helm/check
 
-bench: $(READY) $(PAGE_READY) ## measure the path on this machine beside the least it could take, and live video (about eight minutes)
+bench: $(READY) $(PAGE_READY) ## measure the path on this machine beside the least it could take, live video, and the audit log (about ten minutes)
 	@$(BIN)/python -m bench
 	@$(BIN)/python -m bench.media
+	@$(BIN)/python -m bench.audit
 
 lock: $(READY) ## resolve the lock files anew
 	@$(COMPILE) --upgrade -o requirements.lock

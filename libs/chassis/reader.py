@@ -22,7 +22,7 @@ _ATTEMPTS, _BACKOFF_S, _BACKOFF_MAX_S, _BATCH = 3, 0.05, 2.0, 500
 class Reader:
     """Reads records one after the other into a handler that may be slow, may fail and may find poison."""
 
-    _linger_s = 0.0
+    _linger_s, _at_most = 0.0, _BATCH
 
     def __init__(self, name: str, topics: tuple[Topic, ...], handle: Handler, settings: KafkaSettings, publisher: Publisher) -> None:
         self._name, self._topics, self._handle, self._publisher = name, topics, handle, publisher
@@ -101,7 +101,7 @@ class Reader:
     def _poll(self, consumer: Consumer) -> list[Message]:
         """Wait for one message, then take what lies ready behind it."""
         first = consumer.poll(0.5)
-        return [first, *consumer.consume(_BATCH, self._linger_s)] if first is not None else []
+        return [first, *consumer.consume(self._at_most, self._linger_s)] if first is not None else []
 
     async def _read(self, consumer: Consumer, *, commit: bool) -> None:
         batch: list[Received] = []
@@ -166,16 +166,17 @@ class Reader:
 
 
 class BatchReader(Reader):
-    """Reads what arrives within a short time, up to 500 records, into a handler that takes them together.
+    """Reads what arrives within a short time, so many records at the most, into a handler that takes them together.
 
     If it cannot, it gets them one by one: the good ones are kept, poison is set aside.
     """
 
     def __init__(
-        self, name: str, topics: tuple[Topic, ...], handle: BatchHandler, settings: KafkaSettings, publisher: Publisher, linger_s: float
-    ) -> None:
+        self, name: str, topics: tuple[Topic, ...], handle: BatchHandler, settings: KafkaSettings, publisher: Publisher, linger_s: float,
+        at_most: int = _BATCH,
+    ) -> None:  # fmt: skip
         super().__init__(name, topics, lambda received: handle([received]), settings, publisher)
-        self._handle_batch, self._linger_s = handle, linger_s
+        self._handle_batch, self._linger_s, self._at_most = handle, linger_s, at_most
 
     async def _handle_all(self, batch: Sequence[Received]) -> None:
         pause = _BACKOFF_S

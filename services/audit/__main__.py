@@ -38,7 +38,8 @@ from services.audit.store import FileCopies, Store
 _WITNESS_S, _RECHECK_PAUSE_S = 1.0, 0.2
 _OBSERVE_S = 0.5
 _TOPICS = (AUDIT_RECORD, AUDIT_CHECKPOINT, AUDIT_ALERT, MEDIA_SERVED, STREAM_GRANT)
-_LINGER_S, _PAUSE_S = 0.2, 0.01  # records that come within the first time are one commit
+# Records that come within this time, up to so many, are one commit.
+_LINGER_S, _RECORDS_AT_ONCE, _PAUSE_S = 0.1, 2000, 0.01
 
 
 async def main(app: App[AuditSettings]) -> None:
@@ -94,7 +95,9 @@ async def main(app: App[AuditSettings]) -> None:
     server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
     add_AuditServiceServicer_to_server(AuditApi(service), server.grpc)
     add_OversightServiceServicer_to_server(OversightApi(oversight), server.grpc)
-    records = BatchReader("audit", RecordReader.topics, RecordReader(service), settings.kafka, publisher, _LINGER_S)
+    records = BatchReader(
+        "audit", RecordReader.topics, RecordReader(service, publisher), settings.kafka, publisher, _LINGER_S, _RECORDS_AT_ONCE
+    )
     accounts = BatchReader("audit-accounts", AccountReader.topics, AccountReader(oversight), settings.kafka, publisher, _LINGER_S)
 
     app.ship(database, audit)

@@ -1,17 +1,21 @@
 """Records in, checkpoints out; protobuf <-> model."""
 
+import hashlib
 import os
+import uuid
 from collections.abc import Sequence
 from datetime import UTC
 
 from chassis import telemetry
-from chassis.bus import TRANSIENT, Received, Record, parse
+from chassis.bus import TRANSIENT, Publisher, Received, Record, parse
 from chassis.db import Transaction
 from chassis.errors import PoisonError, Unavailable
-from chassis.names import PLATFORM, is_uuid
+from chassis.names import PLATFORM, are_names, is_uuid
+from chassis.reader import dead_letter
 from contracts.topics import AUDIT_CHECKPOINT, AUDIT_RECORD
 from sightline.audit.v1.leaf_pb2 import AuditCheckpoint, AuditDetail, AuditLeaf, AuditPersonal
-from sightline.audit.v1.record_pb2 import AuditRecord
+from sightline.audit.v1.record_pb2 import AuditOutcome, AuditRecord
+from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 from services.audit.model import LEAF_VERSION, Arrived, Signed, facts_of, personal_hash
@@ -52,17 +56,46 @@ def to_arrived(record: AuditRecord, salt: bytes) -> Arrived:
     )  # fmt: skip
 
 
+def to_place_holder(record: AuditRecord, content: bytes, why: PoisonError) -> AuditRecord:
+    """A record in the place of one that cannot be kept, so that its number is not missing for ever; `why` if it has no number either."""
+    if not are_names(record.producer) or not 0 < record.producer_seq < 2**63:
+        raise why
+    digest = hashlib.sha256(content).hexdigest()
+    # Its own id, or one that the same bytes get again.
+    record_id = record.record_id if is_uuid(record.record_id) else str(uuid.uuid5(uuid.NAMESPACE_OID, digest))
+    found = AuditRecord(
+        record_id=record_id, producer=record.producer, producer_seq=record.producer_seq, action="record.unreadable",
+        outcome=AuditOutcome.AUDIT_OUTCOME_REFUSED, target=f"records/{record_id}", agency_id=PLATFORM,
+        actor=Actor(kind=ActorKind.ACTOR_KIND_SERVICE, id="service/audit", agency_id=PLATFORM),
+        details={"sha256": digest, "why": why.args[0][:_NAME]},
+    )  # fmt: skip
+    found.at.GetCurrentTime()
+    return found
+
+
 class RecordReader:
     """Takes in audit records of all producers."""
 
     topics = (AUDIT_RECORD,)
 
-    def __init__(self, service: AuditService) -> None:
-        self._service = service
+    def __init__(self, service: AuditService, publisher: Publisher) -> None:
+        self._service, self._publisher = service, publisher
+
+    async def _arrived(self, received: Received) -> Arrived:
+        record = parse(AuditRecord, received.value)
+        try:
+            return to_arrived(record, os.urandom(_SALT))
+        except PoisonError as why:
+            instead = to_arrived(to_place_holder(record, received.value, why), os.urandom(_SALT))
+            telemetry.log().error(
+                "a record has only a place in the log", producer=record.producer, number=record.producer_seq, why=str(why)
+            )
+            await self._publisher.publish(dead_letter("audit", received, why))  # what it was stays to be looked at
+            return instead
 
     async def __call__(self, batch: Sequence[Received]) -> None:
         """Handle records of `audit.record`."""
-        arrived = [to_arrived(parse(AuditRecord, received.value), os.urandom(_SALT)) for received in batch]
+        arrived = [await self._arrived(received) for received in batch]
         try:
             await self._service.take(arrived)
         except (PoisonError, *TRANSIENT):

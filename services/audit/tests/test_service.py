@@ -3,13 +3,14 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from chassis.audit import Audit
-from chassis.bus import Publisher
+from chassis.bus import Publisher, Received
 from chassis.clock import SystemClock
 from chassis.db import Database, Transaction
 from chassis.errors import InvalidRequest, NotFound, PoisonError, Unavailable
@@ -26,7 +27,7 @@ from tlog.merkle import Frontier, check_consistency, check_inclusion, leaf_hash
 from tlog.note import Checkpoint, SignedNote, Signer, open_checkpoint
 from uuid_utils import uuid7
 
-from services.audit.events import to_arrived
+from services.audit.events import RecordReader, to_arrived
 from services.audit.model import LEAF_VERSION, Arrived, Inconsistent, Search, Signed, personal_hash
 from services.audit.service import AuditService, Recheck
 from services.audit.store import FileCopies, Store
@@ -313,6 +314,29 @@ def test_what_is_no_record_has_no_place() -> None:
     timeless.ClearField("at")
     with pytest.raises(PoisonError):
         to_arrived(timeless, bytes(32))
+
+
+async def test_a_record_that_cannot_be_kept_has_a_leaf_that_says_so(log: AuditService, publisher: Publisher, database: Database) -> None:
+    good, bad, worse = record(1), record(2), record(3)
+    bad.target, worse.record_id = "t" * 3000, "x"
+    received = [
+        Received(AUDIT_RECORD.name, 0, n, datetime.now(UTC), b"k", each.SerializeToString(), {})
+        for n, each in enumerate((good, bad, worse))
+    ]
+    reader = RecordReader(log, publisher)
+    for _ in range(2):  # the same again is the same leaf
+        await reader(received)
+        await log.integrate()
+    assert (await newest(log)).size == 3
+    [producer] = (await log.log(AUDITOR)).producers
+    assert (producer.highest, producer.missing) == (3, 0)
+    async with database.statements() as db:
+        rows = await db.all("SELECT action, record_id::text FROM leaf ORDER BY index")
+    assert [row["action"] for row in rows] == ["grant.issued", "record.unreadable", "record.unreadable"]
+    assert rows[1]["record_id"] == bad.record_id
+    worse.producer_seq = 0
+    with pytest.raises(PoisonError):  # nobody knows whose place it would be
+        await reader([replace(received[2], value=worse.SerializeToString())])
 
 
 def test_what_is_sealed_opens_only_at_its_place() -> None:
