@@ -162,16 +162,21 @@ def audit_report(
     data: Data = local.DEFAULT_DATA,
 ) -> None:
     """Write what the public is told of half a year: a page with charts, CSV, and the signed figures that anybody can count again."""
-    from tools.report import PAGE, ask, half_year, write
+    from figures import half_year
+
+    from tools.report import PAGE, ask, last_half_year, write
 
     if folder.exists():
         raise StackError(f"{folder} exists; name another folder")
+    now = datetime.now(UTC)
     try:
-        since, until = half_year(period, datetime.now(UTC))
-    except Unreadable as error:
+        since, until = half_year(period := period or last_half_year(now))
+    except ValueError as error:
         raise StackError(str(error)) from error
+    if until > now:
+        terminal.say(f"{period} is not over: this is for you, and not to be published")
     with terminal.err.status("counting"):
-        figures = write(at_desk(user, data, lambda desk: ask(desk, since, until)), folder)
+        figures = write(at_desk(user, data, lambda desk: ask(desk, period)), folder)
     counted = figures["tables"]["emergencies"]["all"]
     many = "too few to tell" if counted is None else f"{counted:,}"
     terminal.out.print(f"{many} emergencies from {since:%Y-%m-%d} to {until:%Y-%m-%d}, to read in {folder / PAGE}", highlight=False)

@@ -3,9 +3,8 @@
 import base64
 import csv
 import json
-import re
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +21,18 @@ from tools.terminal import Advance, Unreadable
 
 FIGURES, STATEMENT, CHECKPOINT, PAGE, TABLE = "figures.json", "statement.txt", "checkpoint.txt", "report.html", "report.csv"
 _COUNT_S = 600.0
-_HALF = re.compile(r"(\d{4})H([12])")
 _PAGE = Template(filename=str(Path(__file__).with_name("report.mako")), default_filters=["str", "h"])  # noqa: S702 - it escapes
 _STYLE = Style(background="transparent", plot_background="transparent", colors=("#2f5d8a",), font_family="system-ui, sans-serif")
 
 
-def half_year(text: str, now: datetime) -> tuple[datetime, datetime]:
-    """Beginning and end of a half year like 2026H2; of the last one that is over if nothing is given. Unreadable if it is none."""
-    if not text:
-        before = datetime(now.year, 1 if now.month <= 6 else 7, 1, tzinfo=UTC) - timedelta(days=1)
-        text = f"{before.year}H{1 if before.month <= 6 else 2}"
-    found = _HALF.fullmatch(text)
-    if not found or not 2000 <= int(found[1]) < 3000:
-        raise Unreadable(f"{text} is no half year like 2026H2")
-    year, half = int(found[1]), int(found[2])
-    begin = datetime(year, 6 * half - 5, 1, tzinfo=UTC)
-    return begin, datetime(year, 7, 1, tzinfo=UTC) if half == 1 else datetime(year + 1, 1, 1, tzinfo=UTC)
+def last_half_year(now: datetime) -> str:
+    """The last one that is over."""
+    return f"{now.year}H1" if now.month > 6 else f"{now.year - 1}H2"
 
 
-async def ask(desk: Desk, since: datetime, until: datetime) -> pb.GetReportResponse:
+async def ask(desk: Desk, period: str) -> pb.GetReportResponse:
     """Have it counted and signed."""
-    request = pb.GetReportRequest()
-    request.since.FromDatetime(since)
-    request.until.FromDatetime(until)
-    report: pb.GetReportResponse = await desk.call(desk.oversight.GetReport, request, _COUNT_S)
+    report: pb.GetReportResponse = await desk.call(desk.oversight.GetReport, pb.GetReportRequest(period=period), _COUNT_S)
     return report
 
 

@@ -5,6 +5,7 @@ Only what leaves say in the open is counted: codes, numbers and times, never a p
 
 import hashlib
 import json
+import re
 from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -20,9 +21,19 @@ FORMAT = "sightline transparency report 1"
 # A count below this, other than none, could point at somebody.
 FEWEST = 5
 _P95_FROM = 20
+_HALF = re.compile(r"(2\d{3})H([12])", re.ASCII)
 _STARTED = frozenset({"RECORDING", "ALREADY_RECORDING"})
 _FAILED = frozenset({"REFUSED", "UNREACHABLE", "TIMED_OUT", "NO_CAMERA"})
 Table = dict[str, int]
+
+
+def half_year(text: str) -> tuple[datetime, datetime]:
+    """Beginning and end of a half year like 2026H2 (UTC); ValueError if it is none."""
+    found = _HALF.fullmatch(text)
+    if not found:
+        raise ValueError(f"{text} is no half year like 2026H2")
+    year, begin = int(found[1]), 1 if found[2] == "1" else 7
+    return datetime(year, begin, 1, tzinfo=UTC), datetime(year, 7, 1, tzinfo=UTC) if begin == 1 else datetime(year + 1, 1, 1, tzinfo=UTC)
 
 
 class WrongFigures(Exception):

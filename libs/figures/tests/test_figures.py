@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from figures import FEWEST, Tally, WrongFigures, canonical, recount, statement, suppressed
+from figures import FEWEST, Tally, WrongFigures, canonical, half_year, recount, statement, suppressed
 from hypothesis import given
 from hypothesis import strategies as st
 from sightline.audit.v1.leaf_pb2 import AuditDetail, AuditLeaf
@@ -110,6 +110,14 @@ def test_whoever_has_the_leaves_finds_a_figure_that_was_touched() -> None:
     for nonsense in (b"", b"[]", b'{"agency": 1}'):
         with pytest.raises(WrongFigures, match="no figures"):
             recount(written, nonsense)
+
+
+def test_a_half_year_is_two_quarters_and_nothing_else() -> None:
+    assert half_year("2026H2") == (SINCE, UNTIL)
+    assert half_year("2027H1")[0] == UNTIL
+    for nonsense in ("2026H3", "2026Q2", "26H1", "", "２026H1"):
+        with pytest.raises(ValueError, match="no half year"):
+            half_year(nonsense)
 
 
 def test_a_statement_is_no_checkpoint_and_names_what_it_was_counted_from() -> None:

@@ -1,6 +1,5 @@
 """The gRPC face of oversight."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 from chassis.errors import InvalidRequest
@@ -58,14 +57,5 @@ class OversightApi(OversightServiceServicer):
 
     async def GetReport(self, request: pb.GetReportRequest, context: Any) -> pb.GetReportResponse:
         """What the public is told."""
-        since, until = _time(request, "since"), _time(request, "until")
-        figures, note, checkpoint = await self._service.report(caller(), since, until)
+        figures, note, checkpoint = await self._service.report(caller(), request.period)
         return pb.GetReportResponse(figures=figures, statement=note, checkpoint=checkpoint, key=self._service.key)
-
-
-def _time(request: pb.GetReportRequest, name: str) -> datetime:
-    try:
-        found: datetime = getattr(request, name).ToDatetime(UTC)
-    except (ValueError, OverflowError) as error:
-        raise InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, f"{name} is no time", violations={name: str(error)}) from error
-    return found

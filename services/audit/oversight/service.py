@@ -3,18 +3,18 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from chassis import telemetry
 from chassis.audit import Audit, Entry
 from chassis.clock import Clock
 from chassis.db import Database, Statements, Transaction
-from chassis.errors import Forbidden, InvalidRequest, NotFound, WrongState
+from chassis.errors import Forbidden, NotFound, WrongState
 from chassis.identity import Caller
 from chassis.names import PLATFORM
 from chassis.sealing import Sealer
-from figures import Tally, canonical, statement
+from figures import Tally, canonical, half_year, statement
 from sightline.audit.v1.leaf_pb2 import AuditLeaf, AuditPersonal
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
@@ -46,7 +46,6 @@ from services.audit.service import open_personal, size_of
 _SYSTEM = Actor(kind=ActorKind.ACTOR_KIND_SERVICE, id="service/audit", agency_id=PLATFORM)
 _AT_ONCE = 500
 _KEPT = WINDOW + timedelta(days=5)
-_LONGEST = timedelta(days=366)  # that a report counts
 
 
 class Log(Protocol):
@@ -276,15 +275,13 @@ class OversightService:
 
     # --- what the public is told ---------------------------------------------------------------------------------
 
-    async def report(self, caller: Caller, since: datetime, until: datetime) -> tuple[bytes, str, str]:
-        """Figures of the caller's agency, the note that signs them, and the checkpoint that they were counted from."""
-        if not timedelta() < until - since <= _LONGEST:
-            raise InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, f"a report counts some time of at most {_LONGEST.days} days")
-        tally = Tally(caller.agency_id, since.astimezone(UTC), until.astimezone(UTC))
+    async def report(self, caller: Caller, period: str) -> tuple[bytes, str, str]:
+        """Figures of a half year of the caller's agency, the note that signs them, and the checkpoint that they were counted from."""
+        tally = Tally(caller.agency_id, *half_year(period))
         async with self._counting:
             async with self._database.transaction() as tx:
                 newest = await self._log.newest(tx)
-                self._note(tx, caller, "report.counted", "audit", {"from": since.isoformat(), "until": until.isoformat()})
+                self._note(tx, caller, "report.counted", "audit", {"period": period})
             if newest is None:
                 raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "the log is empty")
             start = 0

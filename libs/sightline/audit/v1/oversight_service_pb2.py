@@ -23,12 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
-from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from sightline.audit.v1 import alert_pb2 as sightline_dot_audit_dot_v1_dot_alert__pb2
 from sightline.common.v1 import actor_pb2 as sightline_dot_common_dot_v1_dot_actor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*sightline/audit/v1/oversight_service.proto\x12\x12sightline.audit.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1esightline/audit/v1/alert.proto\x1a\x1fsightline/common/v1/actor.proto\"f\n\x11ListAlertsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x14\n\x0cresolved_too\x18\x03 \x01(\x08\"X\n\x12ListAlertsResponse\x12)\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x19.sightline.audit.v1.Alert\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"-\n\x0fGetAlertRequest\x12\x1a\n\x08\x61lert_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"j\n\x10GetAlertResponse\x12(\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x19.sightline.audit.v1.Alert\x12,\n\x08\x63oncerns\x18\x02 \x01(\x0b\x32\x1a.sightline.common.v1.Actor\"\x96\x01\n\x13ResolveAlertRequest\x12\x1a\n\x08\x61lert_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12=\n\x07outcome\x18\x02 \x01(\x0e\x32 .sightline.audit.v1.AlertOutcomeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12$\n\x04note\x18\x03 \x01(\tB\x16\xbaH\x13r\x11\x10\x03\x18\xe8\x07\x32\n^[^\\x00]*$\"@\n\x14ResolveAlertResponse\x12(\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x19.sightline.audit.v1.Alert\"I\n\x13SetReviewersRequest\x12\x32\n\treviewers\x18\x01 \x03(\tB\x1f\xbaH\x1c\x92\x01\x19\x10\x32\x18\x01\"\x13r\x11\x10\x01\x18\xc8\x01\x32\n^[^\\x00]*$\"\x16\n\x14SetReviewersResponse\"\x15\n\x13GetReviewersRequest\")\n\x14GetReviewersResponse\x12\x11\n\treviewers\x18\x01 \x03(\t\"x\n\x10GetReportRequest\x12\x31\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x31\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"X\n\x11GetReportResponse\x12\x0f\n\x07\x66igures\x18\x01 \x01(\x0c\x12\x11\n\tstatement\x18\x02 \x01(\t\x12\x12\n\ncheckpoint\x18\x03 \x01(\t\x12\x0b\n\x03key\x18\x04 \x01(\t2\xc9\x04\n\x10OversightService\x12[\n\nListAlerts\x12%.sightline.audit.v1.ListAlertsRequest\x1a&.sightline.audit.v1.ListAlertsResponse\x12U\n\x08GetAlert\x12#.sightline.audit.v1.GetAlertRequest\x1a$.sightline.audit.v1.GetAlertResponse\x12\x61\n\x0cResolveAlert\x12\'.sightline.audit.v1.ResolveAlertRequest\x1a(.sightline.audit.v1.ResolveAlertResponse\x12\x61\n\x0cSetReviewers\x12\'.sightline.audit.v1.SetReviewersRequest\x1a(.sightline.audit.v1.SetReviewersResponse\x12\x61\n\x0cGetReviewers\x12\'.sightline.audit.v1.GetReviewersRequest\x1a(.sightline.audit.v1.GetReviewersResponse\x12X\n\tGetReport\x12$.sightline.audit.v1.GetReportRequest\x1a%.sightline.audit.v1.GetReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*sightline/audit/v1/oversight_service.proto\x12\x12sightline.audit.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1esightline/audit/v1/alert.proto\x1a\x1fsightline/common/v1/actor.proto\"f\n\x11ListAlertsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x14\n\x0cresolved_too\x18\x03 \x01(\x08\"X\n\x12ListAlertsResponse\x12)\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x19.sightline.audit.v1.Alert\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"-\n\x0fGetAlertRequest\x12\x1a\n\x08\x61lert_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"j\n\x10GetAlertResponse\x12(\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x19.sightline.audit.v1.Alert\x12,\n\x08\x63oncerns\x18\x02 \x01(\x0b\x32\x1a.sightline.common.v1.Actor\"\x96\x01\n\x13ResolveAlertRequest\x12\x1a\n\x08\x61lert_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12=\n\x07outcome\x18\x02 \x01(\x0e\x32 .sightline.audit.v1.AlertOutcomeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12$\n\x04note\x18\x03 \x01(\tB\x16\xbaH\x13r\x11\x10\x03\x18\xe8\x07\x32\n^[^\\x00]*$\"@\n\x14ResolveAlertResponse\x12(\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x19.sightline.audit.v1.Alert\"I\n\x13SetReviewersRequest\x12\x32\n\treviewers\x18\x01 \x03(\tB\x1f\xbaH\x1c\x92\x01\x19\x10\x32\x18\x01\"\x13r\x11\x10\x01\x18\xc8\x01\x32\n^[^\\x00]*$\"\x16\n\x14SetReviewersResponse\"\x15\n\x13GetReviewersRequest\")\n\x14GetReviewersResponse\x12\x11\n\treviewers\x18\x01 \x03(\t\";\n\x10GetReportRequest\x12\'\n\x06period\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^2[0-9]{3}H[12]$\"X\n\x11GetReportResponse\x12\x0f\n\x07\x66igures\x18\x01 \x01(\x0c\x12\x11\n\tstatement\x18\x02 \x01(\t\x12\x12\n\ncheckpoint\x18\x03 \x01(\t\x12\x0b\n\x03key\x18\x04 \x01(\t2\xc9\x04\n\x10OversightService\x12[\n\nListAlerts\x12%.sightline.audit.v1.ListAlertsRequest\x1a&.sightline.audit.v1.ListAlertsResponse\x12U\n\x08GetAlert\x12#.sightline.audit.v1.GetAlertRequest\x1a$.sightline.audit.v1.GetAlertResponse\x12\x61\n\x0cResolveAlert\x12\'.sightline.audit.v1.ResolveAlertRequest\x1a(.sightline.audit.v1.ResolveAlertResponse\x12\x61\n\x0cSetReviewers\x12\'.sightline.audit.v1.SetReviewersRequest\x1a(.sightline.audit.v1.SetReviewersResponse\x12\x61\n\x0cGetReviewers\x12\'.sightline.audit.v1.GetReviewersRequest\x1a(.sightline.audit.v1.GetReviewersResponse\x12X\n\tGetReport\x12$.sightline.audit.v1.GetReportRequest\x1a%.sightline.audit.v1.GetReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,34 +48,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESOLVEALERTREQUEST'].fields_by_name['note']._serialized_options = b'\272H\023r\021\020\003\030\350\0072\n^[^\\x00]*$'
   _globals['_SETREVIEWERSREQUEST'].fields_by_name['reviewers']._loaded_options = None
   _globals['_SETREVIEWERSREQUEST'].fields_by_name['reviewers']._serialized_options = b'\272H\034\222\001\031\0202\030\001\"\023r\021\020\001\030\310\0012\n^[^\\x00]*$'
-  _globals['_GETREPORTREQUEST'].fields_by_name['since']._loaded_options = None
-  _globals['_GETREPORTREQUEST'].fields_by_name['since']._serialized_options = b'\272H\003\310\001\001'
-  _globals['_GETREPORTREQUEST'].fields_by_name['until']._loaded_options = None
-  _globals['_GETREPORTREQUEST'].fields_by_name['until']._serialized_options = b'\272H\003\310\001\001'
-  _globals['_LISTALERTSREQUEST']._serialized_start=193
-  _globals['_LISTALERTSREQUEST']._serialized_end=295
-  _globals['_LISTALERTSRESPONSE']._serialized_start=297
-  _globals['_LISTALERTSRESPONSE']._serialized_end=385
-  _globals['_GETALERTREQUEST']._serialized_start=387
-  _globals['_GETALERTREQUEST']._serialized_end=432
-  _globals['_GETALERTRESPONSE']._serialized_start=434
-  _globals['_GETALERTRESPONSE']._serialized_end=540
-  _globals['_RESOLVEALERTREQUEST']._serialized_start=543
-  _globals['_RESOLVEALERTREQUEST']._serialized_end=693
-  _globals['_RESOLVEALERTRESPONSE']._serialized_start=695
-  _globals['_RESOLVEALERTRESPONSE']._serialized_end=759
-  _globals['_SETREVIEWERSREQUEST']._serialized_start=761
-  _globals['_SETREVIEWERSREQUEST']._serialized_end=834
-  _globals['_SETREVIEWERSRESPONSE']._serialized_start=836
-  _globals['_SETREVIEWERSRESPONSE']._serialized_end=858
-  _globals['_GETREVIEWERSREQUEST']._serialized_start=860
-  _globals['_GETREVIEWERSREQUEST']._serialized_end=881
-  _globals['_GETREVIEWERSRESPONSE']._serialized_start=883
-  _globals['_GETREVIEWERSRESPONSE']._serialized_end=924
-  _globals['_GETREPORTREQUEST']._serialized_start=926
-  _globals['_GETREPORTREQUEST']._serialized_end=1046
-  _globals['_GETREPORTRESPONSE']._serialized_start=1048
-  _globals['_GETREPORTRESPONSE']._serialized_end=1136
-  _globals['_OVERSIGHTSERVICE']._serialized_start=1139
-  _globals['_OVERSIGHTSERVICE']._serialized_end=1724
+  _globals['_GETREPORTREQUEST'].fields_by_name['period']._loaded_options = None
+  _globals['_GETREPORTREQUEST'].fields_by_name['period']._serialized_options = b'\272H\024r\0222\020^2[0-9]{3}H[12]$'
+  _globals['_LISTALERTSREQUEST']._serialized_start=160
+  _globals['_LISTALERTSREQUEST']._serialized_end=262
+  _globals['_LISTALERTSRESPONSE']._serialized_start=264
+  _globals['_LISTALERTSRESPONSE']._serialized_end=352
+  _globals['_GETALERTREQUEST']._serialized_start=354
+  _globals['_GETALERTREQUEST']._serialized_end=399
+  _globals['_GETALERTRESPONSE']._serialized_start=401
+  _globals['_GETALERTRESPONSE']._serialized_end=507
+  _globals['_RESOLVEALERTREQUEST']._serialized_start=510
+  _globals['_RESOLVEALERTREQUEST']._serialized_end=660
+  _globals['_RESOLVEALERTRESPONSE']._serialized_start=662
+  _globals['_RESOLVEALERTRESPONSE']._serialized_end=726
+  _globals['_SETREVIEWERSREQUEST']._serialized_start=728
+  _globals['_SETREVIEWERSREQUEST']._serialized_end=801
+  _globals['_SETREVIEWERSRESPONSE']._serialized_start=803
+  _globals['_SETREVIEWERSRESPONSE']._serialized_end=825
+  _globals['_GETREVIEWERSREQUEST']._serialized_start=827
+  _globals['_GETREVIEWERSREQUEST']._serialized_end=848
+  _globals['_GETREVIEWERSRESPONSE']._serialized_start=850
+  _globals['_GETREVIEWERSRESPONSE']._serialized_end=891
+  _globals['_GETREPORTREQUEST']._serialized_start=893
+  _globals['_GETREPORTREQUEST']._serialized_end=952
+  _globals['_GETREPORTRESPONSE']._serialized_start=954
+  _globals['_GETREPORTRESPONSE']._serialized_end=1042
+  _globals['_OVERSIGHTSERVICE']._serialized_start=1045
+  _globals['_OVERSIGHTSERVICE']._serialized_end=1630
 # @@protoc_insertion_point(module_scope)

@@ -6,7 +6,6 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from sightline.audit.v1 import alert_pb2 as _alert_pb2
 from sightline.common.v1 import actor_pb2 as _actor_pb2
@@ -273,25 +272,17 @@ class GetReportRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    SINCE_FIELD_NUMBER: _builtins.int
-    UNTIL_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def since(self) -> _timestamp_pb2.Timestamp:
-        """From this day on, like 2026-07-01 (UTC)."""
-
-    @_builtins.property
-    def until(self) -> _timestamp_pb2.Timestamp:
-        """Before this one."""
-
+    PERIOD_FIELD_NUMBER: _builtins.int
+    period: _builtins.str
+    """A half year (UTC) like 2026H2. No other periods: two that overlap would tell what each leaves out."""
     def __init__(
         self,
         *,
-        since: _timestamp_pb2.Timestamp | None = ...,
-        until: _timestamp_pb2.Timestamp | None = ...,
+        period: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["period", b"period"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
