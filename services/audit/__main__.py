@@ -2,12 +2,13 @@
 
 import asyncio
 import base64
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
 from chassis import telemetry
 from chassis.audit import Audit
-from chassis.bus import Publisher, check_topics
+from chassis.bus import TRANSIENT, Publisher, check_topics
 from chassis.clock import SystemClock
 from chassis.db import Database
 from chassis.errors import Misconfigured
@@ -87,9 +88,15 @@ async def main(app: App[AuditSettings]) -> None:
         for why in await service.ask_witnesses():
             await oversight.dispute(why)
 
-    async def observe() -> None:
-        while await oversight.observe():
-            pass
+    async def watch_over(work: Callable[[], Awaitable[object]]) -> None:
+        """Whatever is wrong with oversight, the log goes on."""
+        try:
+            while await work():
+                pass
+        except TRANSIENT:
+            raise
+        except Exception:
+            telemetry.log().exception("oversight does not go on until somebody mends this")
 
     await wait_for("PostgreSQL", check)
     server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
@@ -109,8 +116,8 @@ async def main(app: App[AuditSettings]) -> None:
     app.repeat("integration", _PAUSE_S, service.integrate_soon)
     app.repeat("recheck", _RECHECK_PAUSE_S, recheck_some)
     app.repeat("witnesses", _WITNESS_S, ask_witnesses)
-    app.repeat("observation", _OBSERVE_S, observe)
-    app.repeat("judgement", settings.judge_s, oversight.judge)
+    app.repeat("observation", _OBSERVE_S, lambda: watch_over(oversight.observe))
+    app.repeat("judgement", settings.judge_s, lambda: watch_over(oversight.judge))
     await app.ready()
 
 

@@ -325,7 +325,8 @@ def discrepancies(account: Account, now: datetime, settled: timedelta) -> tuple[
         found += _at_the_end(account, granted)
     # A relay that was killed after it told what the grant came to never tells its own end of it.
     waited = account.ended_since is not None and now - account.ended_since >= _NO_MORE * settled
-    is_over = ended_long and (served is None or served.is_over or waited)
+    # What nobody gave has been noticed by then; should somebody say something of it after all, it is looked at again.
+    is_over = (granted is None and served_long) or (ended_long and (served is None or served.is_over or waited))
     evidence = [index for index in (account.issued_index, account.ended_index) if index is not None]
     suspects = [Suspicion(rule, account.grant_id, agency, words, evidence, account.issued_by) for rule, words in found]
     return suspects, is_over

@@ -15,6 +15,7 @@ from chassis.identity import Caller
 from chassis.names import PLATFORM
 from chassis.sealing import Sealer
 from figures import Tally, canonical, half_year, statement
+from google.protobuf.message import DecodeError
 from sightline.audit.v1.leaf_pb2 import AuditLeaf, AuditPersonal
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
@@ -122,7 +123,11 @@ class OversightService:
         return len(rows) == _AT_ONCE
 
     def _observe(self, row: Row) -> Observation | None:
-        leaf = AuditLeaf.FromString(row.stored.leaf.removeprefix(LEAF_VERSION))
+        try:
+            leaf = AuditLeaf.FromString(row.stored.leaf.removeprefix(LEAF_VERSION))
+        except DecodeError as error:  # changed since it was signed; whoever rereads the log says so
+            telemetry.log().error("a leaf cannot be read", index=row.stored.index, error=str(error))
+            return None
         if not is_looked_at(leaf):
             return None
         personal = AuditPersonal.FromString(open_personal(row.stored, self._sealer) or b"")
