@@ -1,37 +1,25 @@
 """The tables agree with the schemas."""
 
+import importlib
 import re
+from pathlib import Path
 
-import sightline.audit.v1.audit_service_pb2
-import sightline.emergency.v1.emergency_service_pb2
-import sightline.evidence.v1.evidence_service_pb2
-import sightline.evidence.v1.shelf_link_service_pb2
-import sightline.registry.v1.registry_service_pb2
-import sightline.streams.v1.camera_link_service_pb2
-import sightline.streams.v1.relay_link_service_pb2
-import sightline.streams.v1.session_service_pb2
-import sightline.streams.v1.stream_service_pb2
+import sightline
 from contracts.callers import ALLOWED
 from contracts.topics import EMERGENCY_EVENT, REGISTRY_DUTY, TOPICS, radio_key
 from sightline.common.v1.radio_pb2 import RadioIdentity
 
-_SERVICES = (
-    sightline.audit.v1.audit_service_pb2,
-    sightline.emergency.v1.emergency_service_pb2,
-    sightline.evidence.v1.evidence_service_pb2,
-    sightline.evidence.v1.shelf_link_service_pb2,
-    sightline.registry.v1.registry_service_pb2,
-    sightline.streams.v1.camera_link_service_pb2,
-    sightline.streams.v1.relay_link_service_pb2,
-    sightline.streams.v1.session_service_pb2,
-    sightline.streams.v1.stream_service_pb2,
-)
+_GENERATED = Path(sightline.__path__[0])
+_MODULES = [
+    importlib.import_module(".".join(("sightline", *path.relative_to(_GENERATED).with_suffix("").parts)))
+    for path in sorted(_GENERATED.rglob("*_service_pb2.py"))
+]
 
 
 def test_every_method_has_its_allowed_callers_and_nothing_else_is_listed() -> None:
     methods = {
         f"/{service.full_name}/{method.name}"
-        for module in _SERVICES
+        for module in _MODULES
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
