@@ -24,6 +24,7 @@ _AUDIT = "/sightline.audit.v1.AuditService/"
 _OVERSIGHT = "/sightline.audit.v1.OversightService/"
 _EVIDENCE = "/sightline.evidence.v1.EvidenceService/"
 _SHELF = "/sightline.evidence.v1.ShelfLinkService/"
+_LOCATION = "/sightline.location.v1.LocationService/"
 _RELAY = "/sightline.streams.v1.RelayLinkService/"
 
 ALLOWED: Mapping[str, Allowed] = {
@@ -31,6 +32,8 @@ ALLOWED: Mapping[str, Allowed] = {
     _REGISTRY + "CreateOfficer": _people("admin", "platform-admin"),
     _REGISTRY + "RegisterRadio": _people("admin", "platform-admin"),
     _REGISTRY + "RegisterCamera": _people("admin", "platform-admin"),
+    _REGISTRY + "RegisterVehicle": _people("admin", "platform-admin", "supervisor"),
+    _REGISTRY + "RegisterFixedCamera": _people("admin", "platform-admin"),
     _REGISTRY + "ImportRoster": _people("admin", "platform-admin"),
     _REGISTRY + "CheckOut": _people("admin", "platform-admin", "supervisor"),
     _REGISTRY + "CheckIn": _people("admin", "platform-admin", "supervisor"),
@@ -79,6 +82,13 @@ ALLOWED: Mapping[str, Allowed] = {
     _EVIDENCE + "GetRetention": _people("supervisor", "analyst", "auditor", "admin"),
     _SHELF + "ListDeletions": _machines("service"),
     _SHELF + "ConfirmDeletion": _machines("service"),
+    _LOCATION + "ReportPositions": _machines("gateway", "cad", "avl", "camera"),
+    _LOCATION + "GetUnit": _people("supervisor", "analyst"),
+    _LOCATION + "GetTrack": _people("supervisor", "analyst", "auditor"),
+    _LOCATION + "FindNearest": _people("supervisor", "analyst"),
+    _LOCATION + "WatchArea": _people("supervisor", "analyst"),
+    _LOCATION + "SetPrivacy": _people("admin"),
+    _LOCATION + "GetPrivacy": _people("admin", "supervisor", "analyst", "auditor"),
     _STREAMS + "GetActivation": _people("supervisor", "analyst", "auditor"),
     _STREAMS + "ListCameras": _people("supervisor", "analyst"),
 }

@@ -10,20 +10,28 @@ from sightline.audit.v1.record_pb2 import AuditRecord
 from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.emergency.v1.emergency_pb2 import EmergencyEvent
 from sightline.evidence.v1.recording_pb2 import RecordingEvent
+from sightline.location.v1.position_pb2 import Position, PositionReport
 from sightline.media.v1.chain_pb2 import ChainHead
 from sightline.media.v1.served_pb2 import ServedAccount
+from sightline.registry.v1.device_pb2 import DeviceRecord
 from sightline.registry.v1.duty_pb2 import DutyRecord
 from sightline.streams.v1.session_pb2 import GrantEvent, SessionEvent
+from sightline.streams.v1.stream_service_pb2 import CameraStatus
 
 # The join needs both of its topics cut the same way; the number can never change without moving the topic.
 RADIO_PARTITIONS = 12
 
 REGISTRY_DUTY = Topic(
-    "sightline.registry.duty.v1", DutyRecord, "radio identity", "registry", ("joiner", "streams"),
+    "sightline.registry.duty.v1", DutyRecord, "radio identity", "registry", ("joiner", "streams", "location"),
     RADIO_PARTITIONS, timedelta(hours=2),
 )  # fmt: skip
+REGISTRY_DEVICE = Topic(
+    "sightline.registry.device.v1", DeviceRecord, "agency, kind, id", "registry", ("location", "agencies"),
+    1, timedelta(days=7), "compact",
+)  # fmt: skip
 EMERGENCY_EVENT = Topic(
-    "sightline.emergency.event.v1", EmergencyEvent, "radio identity", "emergency", ("joiner", "streams", "evidence", "agencies"),
+    "sightline.emergency.event.v1", EmergencyEvent, "radio identity", "emergency",
+    ("joiner", "streams", "evidence", "location", "agencies"),
     RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
 ACTIVATION_DECISION = Topic(
@@ -39,8 +47,12 @@ ACTIVATION_REJECTION = Topic(
     RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
 STREAM_SESSION = Topic(
-    "sightline.stream.session.v1", SessionEvent, "session id", "streams", ("evidence", "agencies"),
+    "sightline.stream.session.v1", SessionEvent, "session id", "streams", ("evidence", "location", "agencies"),
     RADIO_PARTITIONS, timedelta(days=7),
+)  # fmt: skip
+STREAM_CAMERA = Topic(
+    "sightline.stream.camera.v1", CameraStatus, "agency, camera id", "streams", ("location", "agencies"),
+    RADIO_PARTITIONS, timedelta(days=7), "compact",
 )  # fmt: skip
 STREAM_GRANT = Topic(
     "sightline.stream.grant.v1", GrantEvent, "session id", "streams", ("audit", "agencies"),
@@ -58,6 +70,15 @@ EVIDENCE_RECORDING = Topic(
     "sightline.evidence.recording.v1", RecordingEvent, "recording id", "evidence", ("agencies",),
     RADIO_PARTITIONS, timedelta(days=7),
 )  # fmt: skip
+# Positions are many: what a device told is of use for a short time, what was taken is history in PostgreSQL soon after.
+LOCATION_REPORT = Topic(
+    "sightline.location.report.v1", PositionReport, "device", "AVL systems", ("location",),
+    RADIO_PARTITIONS, timedelta(hours=2),
+)  # fmt: skip
+LOCATION_POSITION = Topic(
+    "sightline.location.position.v1", Position, "device", "location", ("location",),
+    RADIO_PARTITIONS, timedelta(hours=2),
+)  # fmt: skip
 AUDIT_RECORD = Topic(
     "sightline.audit.record.v1", AuditRecord, "producer", "every service", ("audit",),
     6, timedelta(days=7),
@@ -72,8 +93,9 @@ AUDIT_ALERT = Topic(
 )  # fmt: skip
 
 TOPICS = (
-    REGISTRY_DUTY, EMERGENCY_EVENT, ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, STREAM_SESSION, STREAM_GRANT, MEDIA_CHAIN,
-    MEDIA_SERVED, EVIDENCE_RECORDING, AUDIT_RECORD, AUDIT_CHECKPOINT, AUDIT_ALERT,
+    REGISTRY_DUTY, REGISTRY_DEVICE, EMERGENCY_EVENT, ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, STREAM_SESSION,
+    STREAM_CAMERA, STREAM_GRANT, MEDIA_CHAIN, MEDIA_SERVED, EVIDENCE_RECORDING, LOCATION_REPORT, LOCATION_POSITION, AUDIT_RECORD,
+    AUDIT_CHECKPOINT, AUDIT_ALERT,
 )  # fmt: skip
 
 

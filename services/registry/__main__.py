@@ -11,11 +11,11 @@ from chassis.identity import TokenVerifier
 from chassis.rpc import Server
 from chassis.run import App, run, wait_for
 from contracts.callers import ALLOWED
-from contracts.topics import AUDIT_RECORD, REGISTRY_DUTY
+from contracts.topics import AUDIT_RECORD, REGISTRY_DEVICE, REGISTRY_DUTY
 from sightline.registry.v1.registry_service_pb2_grpc import add_RegistryServiceServicer_to_server
 
 from services.registry.api import RegistryApi
-from services.registry.events import DutyAnnouncer
+from services.registry.events import RegistryAnnouncer
 from services.registry.service import RegistryService
 from services.registry.settings import RegistrySettings
 from services.registry.store import Store
@@ -32,7 +32,7 @@ async def main(app: App[RegistrySettings]) -> None:
     await wait_for("PostgreSQL", database.open)
 
     audit = Audit("registry", AUDIT_RECORD, database, publisher, clock)
-    service = RegistryService(database, Store(), DutyAnnouncer(), audit, clock)
+    service = RegistryService(database, Store(), RegistryAnnouncer(), audit, clock)
     server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
     add_RegistryServiceServicer_to_server(RegistryApi(service, clock), server.grpc)
 
@@ -43,7 +43,7 @@ async def main(app: App[RegistrySettings]) -> None:
     app.resources.push_async_callback(server.grpc.stop, 2)
     await app.ready()
     # Presses ask who holds the radio: that needs PostgreSQL, not Kafka.
-    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, (REGISTRY_DUTY, AUDIT_RECORD)))
+    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, (REGISTRY_DUTY, REGISTRY_DEVICE, AUDIT_RECORD)))
 
 
 if __name__ == "__main__":

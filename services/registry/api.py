@@ -11,8 +11,8 @@ from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.registry.v1 import registry_service_pb2 as pb
 from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceServicer
 
-from services.registry.events import to_duty, to_interval
-from services.registry.model import Agency, Camera, Officer, Radio, RadioId, RosterEntry
+from services.registry.events import to_duty, to_fixed_camera, to_interval, to_vehicle
+from services.registry.model import Agency, Camera, FixedCamera, Officer, Radio, RadioId, RosterEntry, Vehicle
 from services.registry.service import RegistryService
 
 _DEFAULT_PAGE = 50
@@ -48,6 +48,20 @@ class RegistryApi(RegistryServiceServicer):
         await self._service.register_camera(caller(), Camera(camera.camera_id, camera.agency_id, camera.model))
         return pb.RegisterCameraResponse(camera=camera)
 
+    async def RegisterVehicle(self, request: pb.RegisterVehicleRequest, context: Any) -> pb.RegisterVehicleResponse:
+        """Register a vehicle, or which unit drives it."""
+        asked = request.vehicle
+        vehicle = Vehicle(asked.vehicle_id, asked.agency_id, asked.display_name, asked.unit_id)
+        await self._service.register_device(caller(), vehicle)
+        return pb.RegisterVehicleResponse(vehicle=to_vehicle(vehicle))
+
+    async def RegisterFixedCamera(self, request: pb.RegisterFixedCameraRequest, context: Any) -> pb.RegisterFixedCameraResponse:
+        """Register a fixed camera, or where it hangs."""
+        asked = request.fixed_camera
+        camera = FixedCamera(asked.camera_id, asked.agency_id, asked.display_name, asked.latitude, asked.longitude)
+        await self._service.register_device(caller(), camera)
+        return pb.RegisterFixedCameraResponse(fixed_camera=to_fixed_camera(camera))
+
     async def ImportRoster(self, request: pb.ImportRosterRequest, context: Any) -> pb.ImportRosterResponse:
         """Register a part of a roster."""
         problems, created = await self._service.import_roster(caller(), request.agency_id, list(map(_entry, request.entries)))
@@ -60,7 +74,7 @@ class RegistryApi(RegistryServiceServicer):
         end = _time(request.to) if request.HasField("to") else None
         radios = [_radio_id(radio) for radio in request.radios]
         versions = await self._service.check_out(
-            caller(), request.officer_id, radios, list(request.camera_ids), request.unit_id, (start, end)
+            caller(), request.officer_id, radios, list(request.camera_ids), request.unit_id, (start, end), request.visible_to
         )
         return pb.CheckOutResponse(duty_versions=versions)
 

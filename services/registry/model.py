@@ -57,6 +57,27 @@ class Camera:
 
 
 @dataclass(frozen=True)
+class Vehicle:
+    """A police vehicle; the officers on duty of its unit are its crew."""
+
+    vehicle_id: str
+    agency_id: str
+    display_name: str
+    unit_id: str
+
+
+@dataclass(frozen=True)
+class FixedCamera:
+    """A camera that hangs somewhere; degrees on the WGS 84 ellipsoid."""
+
+    camera_id: str
+    agency_id: str
+    display_name: str
+    latitude: float
+    longitude: float
+
+
+@dataclass(frozen=True)
 class RosterEntry:
     """An officer with what belongs to him or her."""
 
@@ -83,11 +104,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Hold:
-    """Somebody or something (`item`) is with an officer for a span."""
+    """Somebody or something (`item`) is with an officer for a span; of a radio also who alone may see the officer then."""
 
     item: str
     officer_id: str
     span: Span
+    visible_to: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +120,7 @@ class DutyInterval:
     officer_id: str
     unit_id: str
     camera_ids: tuple[str, ...]
+    visible_to: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,7 +157,7 @@ def intervals(radio: Sequence[Hold], cameras: Sequence[Hold], units: Sequence[Ho
         for start, end in zip(starts, [*starts[1:], hold.span.end], strict=True):
             carried = tuple(h.item for h in cameras if h.officer_id == hold.officer_id and h.span.holds(start))
             unit = next((h.item for h in units if h.officer_id == hold.officer_id and h.span.holds(start)), "")
-            found.append(DutyInterval(Span(start, end), hold.officer_id, unit, carried))
+            found.append(DutyInterval(Span(start, end), hold.officer_id, unit, carried, hold.visible_to))
     return tuple(found)
 
 

@@ -11,7 +11,21 @@ from chassis.errors import AlreadyExists, Forbidden, InvalidRequest, NotFound, W
 from chassis.identity import Caller
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
-from services.registry.model import LOOK_BACK, Agency, Camera, Duty, Officer, OnDuty, Radio, RadioId, RosterEntry, Span, shift
+from services.registry.model import (
+    LOOK_BACK,
+    Agency,
+    Camera,
+    Duty,
+    FixedCamera,
+    Officer,
+    OnDuty,
+    Radio,
+    RadioId,
+    RosterEntry,
+    Span,
+    Vehicle,
+    shift,
+)
 
 _TRICKLE_BATCH = 200
 
@@ -23,11 +37,14 @@ class Registry(Protocol):
     async def add_officer(self, tx: Transaction, officer: Officer) -> bool: ...
     async def add_camera(self, tx: Transaction, camera: Camera) -> bool: ...
     async def add_radio(self, tx: Transaction, radio: Radio) -> int | None: ...
+    async def put_device(self, tx: Transaction, device: Vehicle | FixedCamera) -> int | None: ...
     async def agency_exists(self, tx: Transaction, agency_id: str) -> bool: ...
     async def officer(self, tx: Transaction, officer_id: str, *, lock: bool = False) -> tuple[int, Officer] | None: ...
     async def radio_keys(self, tx: Transaction, identities: Sequence[RadioId]) -> list[tuple[int, str] | None]: ...
     async def camera_keys(self, tx: Transaction, camera_ids: Sequence[str]) -> dict[str, tuple[int, str]]: ...
-    async def hold(self, tx: Transaction, officer: int, radios: Sequence[int], cameras: Sequence[int], unit: str, span: Span) -> None: ...
+    async def hold(
+        self, tx: Transaction, officer: int, radios: Sequence[int], cameras: Sequence[int], unit: str, span: Span, visible_to: str = ""
+    ) -> None: ...
     async def release(self, tx: Transaction, officer: int, at: datetime) -> tuple[list[int], list[str]]: ...
     async def touch(self, tx: Transaction, officer: int, since: datetime, also: Sequence[int] = ()) -> list[int]: ...
     async def duties(self, tx: Transaction, radio_keys: Sequence[int], since: datetime) -> list[Duty]: ...
@@ -38,9 +55,13 @@ class Registry(Protocol):
 
 
 class Announcer(Protocol):
-    """Tells the world about duty records."""
+    """Tells the world about duty and device records."""
 
     def announce(self, tx: Transaction, duties: Sequence[Duty], now: datetime) -> None:
+        """Publish with the transaction."""
+        ...
+
+    def announce_device(self, tx: Transaction, device: Vehicle | FixedCamera, version: int) -> None:
         """Publish with the transaction."""
         ...
 
@@ -80,6 +101,17 @@ class RegistryService:
             await self._require_agency(tx, caller, camera.agency_id)
             if await self._store.add_camera(tx, camera):
                 self._note(tx, caller, "camera.registered", f"cameras/{camera.camera_id}", camera.agency_id)
+
+    async def register_device(self, caller: Caller, device: Vehicle | FixedCamera) -> None:
+        """Register a vehicle or a fixed camera, or what has changed about it."""
+        kind, name = ("vehicle", device.vehicle_id) if isinstance(device, Vehicle) else ("fixed_camera", device.camera_id)
+        async with self._database.transaction() as tx:
+            await self._require_agency(tx, caller, device.agency_id)
+            version = await self._store.put_device(tx, device)
+            if version is not None:
+                self._announcer.announce_device(tx, device, version)
+                details = {"unit": device.unit_id} if isinstance(device, Vehicle) else {"at": f"{device.latitude} {device.longitude}"}
+                self._note(tx, caller, f"{kind}.registered", f"{kind}s/{name}", device.agency_id, details)
 
     async def import_roster(self, caller: Caller, agency_id: str, entries: Sequence[RosterEntry]) -> tuple[dict[int, str], int]:
         """Register what is not there yet; what is wrong with an entry, by its place, and how many things are new."""
@@ -122,17 +154,20 @@ class RegistryService:
         cameras: Sequence[str],
         unit: str,
         times: tuple[datetime | None, datetime | None],
+        visible_to: str = "",
     ) -> list[int]:
-        """Start a shift; returns the new duty version of each radio asked for."""
+        """Start a shift; returns the new duty version of each radio asked for. `visible_to` alone may see where the officer is."""
         span = shift(*times, self._clock.now())
         async with self._database.transaction() as tx:
             key, officer = await self._officer(tx, caller, officer_id, lock=True)
             radio_keys = self._of_agency(officer, "radio", radios, await self._store.radio_keys(tx, radios))
             known = await self._store.camera_keys(tx, cameras)
             camera_keys = self._of_agency(officer, "camera", cameras, [known.get(camera) for camera in cameras])
-            await self._store.hold(tx, key, radio_keys, camera_keys, unit, span)
+            await self._store.hold(tx, key, radio_keys, camera_keys, unit, span, visible_to)
             duties = await self._announce(tx, await self._store.touch(tx, key, self._window()))
             details = {"radios": str(len(radios)), "cameras": ",".join(cameras), "unit": unit, "from": span.start.isoformat()}
+            if visible_to:
+                details["visible_to"] = visible_to
             self._note(tx, caller, "shift.checked_out", f"officers/{officer_id}", officer.agency_id, details)
         versions = {duty.radio: duty.version for duty in duties}
         return [versions.get(radio, 0) for radio in radios]

@@ -1,6 +1,7 @@
 """The registry's SQL."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import LiteralString
 
@@ -10,7 +11,7 @@ from chassis.errors import AlreadyExists, WrongState
 from psycopg.types.range import Range
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
-from services.registry.model import Agency, Camera, Duty, Hold, Officer, OnDuty, Radio, RadioId, Span, intervals
+from services.registry.model import Agency, Camera, Duty, FixedCamera, Hold, Officer, OnDuty, Radio, RadioId, Span, Vehicle, intervals
 
 _CAMERA_HOLDS: LiteralString = """
 SELECT o.officer_id, c.camera_id AS item, h.held FROM camera_hold h JOIN camera c USING (camera_key) JOIN officer o USING (officer_key)
@@ -21,16 +22,21 @@ SELECT o.officer_id, h.unit_id AS item, h.held FROM unit_hold h JOIN officer o U
 # Who holds radios, and what the holders have besides, within a window.
 _HOLDS: LiteralString = """
 WITH radios AS (
-    SELECT h.radio_key, h.officer_key, o.officer_id, h.held FROM radio_hold h JOIN officer o USING (officer_key)
+    SELECT h.radio_key, h.officer_key, o.officer_id, h.held, h.visible_to FROM radio_hold h JOIN officer o USING (officer_key)
      WHERE h.radio_key = ANY(%(radios)s) AND h.held && %(window)s)
-SELECT 'radio' AS kind, radio_key, officer_id, '' AS item, held, 0 AS hold_id FROM radios
-UNION ALL SELECT 'camera', 0, o.officer_id, c.camera_id, h.held, h.hold_id
+SELECT 'radio' AS kind, radio_key, officer_id, '' AS item, held, 0 AS hold_id, visible_to FROM radios
+UNION ALL SELECT 'camera', 0, o.officer_id, c.camera_id, h.held, h.hold_id, ''
   FROM camera_hold h JOIN camera c USING (camera_key) JOIN officer o USING (officer_key)
  WHERE h.officer_key IN (SELECT officer_key FROM radios) AND h.held && %(window)s
-UNION ALL SELECT 'unit', 0, o.officer_id, h.unit_id, h.held, h.hold_id
+UNION ALL SELECT 'unit', 0, o.officer_id, h.unit_id, h.held, h.hold_id, ''
   FROM unit_hold h JOIN officer o USING (officer_key)
  WHERE h.officer_key IN (SELECT officer_key FROM radios) AND h.held && %(window)s
 ORDER BY kind, hold_id"""
+
+# Tables and keys of what has a place on the map by itself.
+_DEVICES: dict[type, tuple[LiteralString, LiteralString]] = {
+    Vehicle: ("vehicle", "vehicle_id"), FixedCamera: ("fixed_camera", "camera_id"),
+}  # fmt: skip
 
 
 class Store:
@@ -75,6 +81,28 @@ class Store:
             raise AlreadyExists(Reason.ERROR_REASON_ALREADY_EXISTS, "this radio is registered with other content")
         return None
 
+    async def put_device(self, tx: Transaction, device: Vehicle | FixedCamera) -> int | None:
+        """Keep what is new about it and return its version; None if nothing is. AlreadyExists if it is another agency's."""
+        table, key = _DEVICES[type(device)]
+        content = asdict(device)
+        columns: LiteralString = (
+            "agency_id, display_name, unit_id" if table == "vehicle" else "agency_id, display_name, latitude, longitude"
+        )
+        slots: LiteralString = ", ".join(["%s"] * len(content))
+        insert: LiteralString = f"INSERT INTO {table} ({key}, {columns}) VALUES ({slots}) ON CONFLICT DO NOTHING"
+        values = list(content.values())
+        if await tx.execute(insert, values):
+            return 1
+        row = await tx.one(f"SELECT {key}, {columns}, version FROM {table} WHERE {key} = %s FOR UPDATE", values[:1])
+        if row is None or row["agency_id"] != device.agency_id:
+            raise AlreadyExists(Reason.ERROR_REASON_ALREADY_EXISTS, f"{table.replace('_', ' ')} {values[0]} is another agency's")
+        version = row.pop("version") + 1
+        if row == content:
+            return None
+        update: LiteralString = f"UPDATE {table} SET version = %s, ({columns}) = ROW ({slots.removesuffix(', %s')}) WHERE {key} = %s"
+        await tx.execute(update, [version, *values[1:], values[0]])
+        return int(version)
+
     async def agency_exists(self, tx: Transaction, agency_id: str) -> bool:
         """Whether the agency is registered."""
         return await tx.one("SELECT 1 FROM agency WHERE agency_id = %s", [agency_id]) is not None
@@ -94,12 +122,17 @@ class Store:
         rows = await tx.all("SELECT camera_key, camera_id, agency_id FROM camera WHERE camera_id = ANY(%s)", [list(camera_ids)])
         return {row["camera_id"]: (row["camera_key"], row["agency_id"]) for row in rows}
 
-    async def hold(self, tx: Transaction, officer: int, radios: Sequence[int], cameras: Sequence[int], unit: str, span: Span) -> None:
+    async def hold(
+        self, tx: Transaction, officer: int, radios: Sequence[int], cameras: Sequence[int], unit: str, span: Span, visible_to: str = ""
+    ) -> None:
         """Give things to an officer for a span; WrongState if one of them is held during part of it."""
         held = Range(span.start, span.end, "[)")
         try:
             for radio in radios:
-                await tx.execute("INSERT INTO radio_hold (radio_key, officer_key, held) VALUES (%s, %s, %s)", [radio, officer, held])
+                await tx.execute(
+                    "INSERT INTO radio_hold (radio_key, officer_key, held, visible_to) VALUES (%s, %s, %s, %s)",
+                    [radio, officer, held, visible_to],
+                )
             for camera in cameras:
                 await tx.execute("INSERT INTO camera_hold (camera_key, officer_key, held) VALUES (%s, %s, %s)", [camera, officer, held])
             if unit:
@@ -215,7 +248,7 @@ def _identity(row: Row) -> RadioId:
 
 
 def _hold(row: Row) -> Hold:
-    return Hold(row["item"], row["officer_id"], Span(row["held"].lower, row["held"].upper))
+    return Hold(row["item"], row["officer_id"], Span(row["held"].lower, row["held"].upper), row.get("visible_to", ""))
 
 
 def _same(row: Row | None, kind: type, wanted: object, what: str) -> bool:

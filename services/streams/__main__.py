@@ -20,6 +20,7 @@ from contracts.topics import (
     AUDIT_RECORD,
     EMERGENCY_EVENT,
     REGISTRY_DUTY,
+    STREAM_CAMERA,
     STREAM_GRANT,
     STREAM_SESSION,
 )
@@ -30,7 +31,14 @@ from sightline.streams.v1.stream_service_pb2_grpc import add_StreamServiceServic
 from uuid_utils import uuid7
 
 from services.streams.api import CameraLinkApi, StreamApi
-from services.streams.events import DECISIONS_SINCE, EMERGENCIES_SINCE, ActivationAnnouncer, DecisionReader, EmergencyReader
+from services.streams.events import (
+    DECISIONS_SINCE,
+    EMERGENCIES_SINCE,
+    ActivationAnnouncer,
+    CameraAnnouncer,
+    DecisionReader,
+    EmergencyReader,
+)
 from services.streams.peers import Peers
 from services.streams.service import StreamsService
 from services.streams.sessions.api import RelayLinkApi, SessionApi
@@ -43,11 +51,12 @@ from services.streams.store import Store
 _SWEEP_S, _SWEEP_ALL_S, _RECONCILE_S, _LOOK_AGAIN_S, _ALIVE_S = 0.25, 5.0, 0.4, 0.1, 1.0
 _TOPICS = (
     ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, EMERGENCY_EVENT, REGISTRY_DUTY, STREAM_SESSION, STREAM_GRANT,
-    AUDIT_RECORD,
+    STREAM_CAMERA, AUDIT_RECORD,
 )  # fmt: skip
 _LINGER_S = 0.05  # records of duty that come within this time are one question to PostgreSQL
 _SESSIONS_POOL = 4
 _SESSIONS_S = 0.01  # besides its own wait
+_CAMERAS_S = 1.0
 # Every camera keeps one call open; a replica that has this many refuses more, and they try another.
 _LINKS_AT_MOST = 20_000
 
@@ -102,6 +111,7 @@ async def main(app: App[StreamsSettings]) -> None:
     app.repeat("sweep of all links", _SWEEP_ALL_S, service.sweep_all_links)
     app.repeat("overdue sweep", _SWEEP_S, service.sweep_overdue)
     app.repeat("sessions", _SESSIONS_S, sessions.sweep)
+    app.repeat("cameras", _CAMERAS_S, CameraAnnouncer(beside, store, publisher, clock).announce)
     # No camera gets orders from us before we know which emergencies have been cleared meanwhile: from Kafka or from their owner.
     await first_of(events.caught_up, service.reconciled)
     await wait_for("what has been heard to be written", service.catch_up)

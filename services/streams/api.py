@@ -15,7 +15,7 @@ from sightline.streams.v1.camera_link_service_pb2_grpc import CameraLinkServiceS
 from sightline.streams.v1.stream_service_pb2_grpc import StreamServiceServicer
 from uuid_utils import uuid7
 
-from services.streams.events import to_result
+from services.streams.events import to_result, to_status
 from services.streams.model import Handled, Orders, Report, State
 from services.streams.service import LocalLink, StreamsService
 
@@ -78,13 +78,7 @@ class StreamApi(StreamServiceServicer):
         query = f"ListCameras/{agency}"
         found = await self._service.list_cameras(agency, page_cursor(query, request.page_token), size)
         response = pb.ListCamerasResponse(next_page_token=page_token(query, found[-1].camera_id) if len(found) == size else "")
-        for view in found:
-            camera = response.cameras.add(camera_id=view.camera_id, agency_id=view.agency_id, linked=view.linked)
-            if view.linked_at:
-                camera.linked_at.FromDatetime(view.linked_at)
-            if view.report is not None and view.reported_at:
-                camera.report.ParseFromString(view.report)
-                camera.reported_at.FromDatetime(view.reported_at)
+        response.cameras.extend(map(to_status, found))
         return response
 
 

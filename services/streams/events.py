@@ -1,14 +1,16 @@
 """Decisions and emergencies in, activation results out; protobuf <-> model."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from chassis import telemetry
-from chassis.bus import Received, Record, parse
-from chassis.clock import stamp
-from chassis.db import Transaction
+from chassis.bus import Publisher, Received, Record, parse
+from chassis.clock import Clock, stamp
+from chassis.db import Database, Statements, Transaction
 from chassis.errors import PoisonError
 from chassis.names import are_names, is_uuid
-from contracts.topics import ACTIVATION_DECISION, ACTIVATION_REJECTION, ACTIVATION_RESULT, EMERGENCY_EVENT
+from contracts.topics import ACTIVATION_DECISION, ACTIVATION_REJECTION, ACTIVATION_RESULT, EMERGENCY_EVENT, STREAM_CAMERA
 from sightline.activation.v1.activation_pb2 import (
     ActivationDecision,
     ActivationResult,
@@ -18,15 +20,26 @@ from sightline.activation.v1.activation_pb2 import (
     RefusalReason,
 )
 from sightline.emergency.v1.emergency_pb2 import ALARM_STATUS_EXERCISE, EMERGENCY_STATE_CLEARED, Emergency, EmergencyEvent, SubjectState
+from sightline.streams.v1.stream_service_pb2 import CameraStatus
 
-from services.streams.model import Activation, Decision, KnownEmergency
+from services.streams.model import Activation, CameraView, Decision, KnownEmergency
 from services.streams.service import StreamsService
 
 _STATE, _REFUSAL, _NO_CAMERA = "ACTIVATION_STATE_", "REFUSAL_REASON_", "NO_CAMERA_REASON_"
 # Decisions are of use within the longest age gate, and a margin; emergencies are state.
 DECISIONS_SINCE, EMERGENCIES_SINCE = timedelta(minutes=35), timedelta(hours=24)
 _UNSETTLED = (SubjectState.SUBJECT_STATE_UNPINNED, SubjectState.SUBJECT_STATE_UNSPECIFIED)
+# A camera is told of again after this time; how many at once.
+CAMERAS_AGAIN, _CAMERAS_AT_ONCE = timedelta(minutes=10), 500
 _SOURCE, _CAMERAS = 100, 16  # characters, and cameras of one officer, at the most
+
+
+class Cameras(Protocol):
+    """What is told of cameras."""
+
+    async def untold(self, db: Statements, before: datetime, limit: int) -> list[tuple[CameraView, int]]:
+        """Cameras whose link or report the world does not know, or was last told of before a time, each with a version for it."""
+        ...
 
 
 def to_result(a: Activation) -> ActivationResult:
@@ -87,6 +100,41 @@ def _name(enum: type[NoCameraReason], number: int, prefix: str) -> str:
     """Name of an enum value; one of a newer schema counts as unspecified."""
     known = number in enum.values()
     return enum.Name(number).removeprefix(prefix) if known else "UNSPECIFIED"  # type: ignore[arg-type]
+
+
+def to_status(view: CameraView, version: int = 0) -> CameraStatus:
+    """A camera's wire form."""
+    status = CameraStatus(
+        camera_id=view.camera_id, agency_id=view.agency_id, linked=view.linked, linked_at=stamp(view.linked_at), version=version
+    )
+    if view.report is not None and view.reported_at:
+        status.report.ParseFromString(view.report)
+        status.reported_at.FromDatetime(view.reported_at)
+    return status
+
+
+class CameraAnnouncer:
+    """Tells the world what cameras do, soon after it changes and each camera again and again: what a crash leaves untold is told then.
+
+    It has no part in the transactions that start cameras.
+    """
+
+    def __init__(self, database: Database, store: Cameras, publisher: Publisher, clock: Clock) -> None:
+        self._database, self._store, self._publisher, self._clock = database, store, publisher, clock
+
+    async def announce(self) -> None:
+        """Publish what is due."""
+        more = True
+        while more:
+            async with self._database.statements() as db:
+                due = await self._store.untold(db, self._clock.now() - CAMERAS_AGAIN, _CAMERAS_AT_ONCE)
+            await asyncio.gather(*(self._publisher.publish(self._record(view, version)) for view, version in due))
+            more = len(due) == _CAMERAS_AT_ONCE
+
+    @staticmethod
+    def _record(view: CameraView, version: int) -> Record:
+        key, subject = f"{view.agency_id}/{view.camera_id}".encode(), f"cameras/{view.camera_id}"
+        return Record.of(STREAM_CAMERA, key, to_status(view, version), source="streams", subject=subject)
 
 
 class ActivationAnnouncer:

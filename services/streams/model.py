@@ -181,17 +181,18 @@ class Publish:
 
 @dataclass(frozen=True)
 class Orders:
-    """All that a camera shall do, and whether somebody watches."""
+    """All that a camera shall do, whether somebody watches, and whether an emergency of its wearer is open."""
 
     version: int
     record_for: tuple[Order, ...]
     publish: tuple[Publish, ...] = ()
     watched: bool = False
+    in_emergency: bool = False
 
     @property
     def position_interval(self) -> timedelta:
         """Positions come faster during an emergency."""
-        return POSITION_IN_EMERGENCY if self.record_for else POSITION_IDLE
+        return POSITION_IN_EMERGENCY if self.in_emergency else POSITION_IDLE
 
 
 @dataclass(frozen=True)

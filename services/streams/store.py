@@ -41,6 +41,11 @@ _WATCHED: LiteralString = (
     "EXISTS (SELECT 1 FROM session s JOIN viewer_grant g ON g.session_id = s.session_id AND g.redeemed_at IS NOT NULL"
     " AND g.ended_at IS NULL WHERE s.agency_id = c.agency_id AND s.camera_id = c.camera_id AND s.state <> 'ENDED')"
 )
+# An emergency of the camera `c` is open, also when it is too late to start the camera for it.
+_IN_EMERGENCY: LiteralString = (
+    "EXISTS (SELECT 1 FROM activation a JOIN known_emergency k ON k.emergency_id = a.emergency_id AND k.epoch = a.epoch AND k.is_open"
+    " WHERE a.camera_id = c.camera_id AND a.agency_id = c.agency_id AND a.state <> 'WITHDRAWN')"
+)
 _UNFINISHED: LiteralString = "a.state IN ('REQUESTED', 'UNREACHABLE', 'TIMED_OUT', 'WITHDRAWN')"
 
 
@@ -222,7 +227,7 @@ class Store:
             f" FROM {NOT_DURABLE}, known_emergency k WHERE a.camera_id = %(camera)s AND a.agency_id = %(agency)s AND a.ordered_at IS NULL"
             " AND a.expires_at > %(now)s AND k.emergency_id = a.emergency_id AND k.epoch = a.epoch AND k.is_open)"
             " SELECT c.orders_version, a.emergency_id::text, a.epoch, a.expires_at, a.traceparent, k.exercise,"
-            f" {_PUBLISH} AS publish, {_WATCHED} AS watched FROM camera c"
+            f" {_PUBLISH} AS publish, {_WATCHED} AS watched, {_IN_EMERGENCY} AS in_emergency FROM camera c"
             " LEFT JOIN (activation a JOIN known_emergency k ON k.emergency_id = a.emergency_id AND k.epoch = a.epoch AND k.is_open)"
             " ON a.camera_id = c.camera_id AND a.agency_id = c.agency_id AND a.expires_at > %(now)s"
             " WHERE c.camera_id = %(camera)s AND c.agency_id = %(agency)s ORDER BY a.requested_at",
@@ -234,7 +239,7 @@ class Store:
         if not rows:
             return Orders(0, ())
         publish = tuple(Publish(**each) for each in rows[0]["publish"])
-        return Orders(rows[0]["orders_version"], tuple(orders), publish, rows[0]["watched"])
+        return Orders(rows[0]["orders_version"], tuple(orders), publish, rows[0]["watched"], rows[0]["in_emergency"])
 
     async def link(self, tx: Transaction, camera_id: str, agency_id: str, link_id: str, replica_id: str, now: datetime) -> None:
         """Make this the camera's link, ending any other."""
@@ -300,6 +305,20 @@ class Store:
                 report.sequence,
             ],
         )
+
+    async def untold(self, db: Statements, before: datetime, limit: int) -> list[tuple[CameraView, int]]:
+        """Cameras whose link or report the world does not know, or was told of before a time; each counts as told now, as a version."""
+        rows = await db.all(
+            "WITH due AS (SELECT agency_id, camera_id FROM camera c WHERE linked_at IS NOT NULL AND (told_at IS NULL OR told_at < %s"
+            f" OR told_linked <> ({_LINKED}) OR (boot_id, sequence) IS DISTINCT FROM (told_boot_id, told_sequence))"
+            " LIMIT %s FOR UPDATE SKIP LOCKED)"
+            f" UPDATE camera c SET told_at = now(), told_version = told_version + 1, told_linked = ({_LINKED}),"
+            f" told_boot_id = boot_id, told_sequence = sequence FROM due, {NOT_DURABLE}"
+            " WHERE c.agency_id = due.agency_id AND c.camera_id = due.camera_id"
+            " RETURNING c.camera_id, c.agency_id, told_linked AS linked, linked_at, reported_at, report, told_version",
+            [before, limit],
+        )
+        return [(CameraView(**{k: v for k, v in row.items() if k != "told_version"}), row["told_version"]) for row in rows]
 
     async def cameras(self, db: Statements, agency_id: str, after: str, limit: int) -> list[CameraView]:
         """A page of an agency's cameras that have ever linked."""

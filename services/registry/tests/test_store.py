@@ -2,13 +2,14 @@
 
 import asyncio
 import itertools
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from chassis.db import Database, Transaction
 from chassis.errors import AlreadyExists, Unavailable, WrongState
 
-from services.registry.model import Agency, Camera, Officer, Radio, RadioId, Span
+from services.registry.model import Agency, Camera, FixedCamera, Officer, Radio, RadioId, Span, Vehicle
 from services.registry.store import Store
 
 SCHEMA = "registry"
@@ -115,3 +116,29 @@ async def test_the_trickle_is_shared_and_comes_round(database: Database) -> None
         radios = [(await _force(tx))[2] for _ in range(3)]
         assert set(radios) <= set(await store.due(tx, datetime.now(UTC) + timedelta(minutes=1), 1000))
         assert not set(radios) & set(await store.due(tx, datetime.now(UTC) - timedelta(minutes=1), 1000))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Vehicle("car-1", "pd", "Car 1", ""), Vehicle("car-1", "pd", "Car 1", "unit-7")),
+        (FixedCamera("fix-1", "pd", "Market", 48.1, 11.5), FixedCamera("fix-1", "pd", "Market", 48.2, 11.5)),
+    ],
+)
+async def test_a_vehicle_or_fixed_camera_gets_a_version_for_every_change(
+    database: Database, first: Vehicle | FixedCamera, second: Vehicle | FixedCamera
+) -> None:
+    async with database.transaction() as tx:
+        await _force(tx)
+        await store.add_agency(tx, Agency("other", "Other"))
+        assert [await store.put_device(tx, each) for each in (first, first, second, second, first)] == [1, None, 2, None, 3]
+        with pytest.raises(AlreadyExists, match="another agency's"):
+            await store.put_device(tx, replace(first, agency_id="other"))
+
+
+async def test_who_alone_may_see_an_officer_goes_with_the_duty_record(database: Database) -> None:
+    async with database.transaction() as tx:
+        anna, _, radio, _ = await _force(tx)
+        await store.hold(tx, anna, [radio], [], "unit-1", span(-1, None), "narcotics")
+        [duty] = await store.duties(tx, [radio], NOW - timedelta(hours=2))
+    assert [interval.visible_to for interval in duty.intervals] == ["narcotics"]

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sightline.common.v1 import radio_pb2 as sightline_dot_common_dot_v1_dot_radio__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sightline/registry/v1/duty.proto\x12\x15sightline.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fsightline/common/v1/radio.proto\"\xcd\x01\n\nDutyRecord\x12\x31\n\x05radio\x18\x01 \x01(\x0b\x32\".sightline.common.v1.RadioIdentity\x12\x11\n\tagency_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x36\n\tintervals\x18\x04 \x03(\x0b\x32#.sightline.registry.v1.DutyInterval\x12\x30\n\x0cpublished_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x99\x01\n\x0c\x44utyInterval\x12(\n\x04\x66rom\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nofficer_id\x18\x03 \x01(\t\x12\x0f\n\x07unit_id\x18\x04 \x01(\t\x12\x12\n\ncamera_ids\x18\x05 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sightline/registry/v1/duty.proto\x12\x15sightline.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fsightline/common/v1/radio.proto\"\xcd\x01\n\nDutyRecord\x12\x31\n\x05radio\x18\x01 \x01(\x0b\x32\".sightline.common.v1.RadioIdentity\x12\x11\n\tagency_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x36\n\tintervals\x18\x04 \x03(\x0b\x32#.sightline.registry.v1.DutyInterval\x12\x30\n\x0cpublished_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xad\x01\n\x0c\x44utyInterval\x12(\n\x04\x66rom\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nofficer_id\x18\x03 \x01(\t\x12\x0f\n\x07unit_id\x18\x04 \x01(\t\x12\x12\n\ncamera_ids\x18\x05 \x03(\t\x12\x12\n\nvisible_to\x18\x06 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,5 +36,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DUTYRECORD']._serialized_start=126
   _globals['_DUTYRECORD']._serialized_end=331
   _globals['_DUTYINTERVAL']._serialized_start=334
-  _globals['_DUTYINTERVAL']._serialized_end=487
+  _globals['_DUTYINTERVAL']._serialized_end=507
 # @@protoc_insertion_point(module_scope)

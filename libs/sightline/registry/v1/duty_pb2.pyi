@@ -77,10 +77,13 @@ class DutyInterval(_message.Message):
     OFFICER_ID_FIELD_NUMBER: _builtins.int
     UNIT_ID_FIELD_NUMBER: _builtins.int
     CAMERA_IDS_FIELD_NUMBER: _builtins.int
+    VISIBLE_TO_FIELD_NUMBER: _builtins.int
     officer_id: _builtins.str
     """The officer who holds the radio."""
     unit_id: _builtins.str
     """The unit that the officer works in, empty if none."""
+    visible_to: _builtins.str
+    """The group that alone may see where the officer is; empty: the agency's real-time crime centre may."""
     @_builtins.property
     def to(self) -> _timestamp_pb2.Timestamp:
         """First instant after the span; unset while it is open."""
@@ -96,10 +99,11 @@ class DutyInterval(_message.Message):
         officer_id: _builtins.str = ...,
         unit_id: _builtins.str = ...,
         camera_ids: _abc.Iterable[_builtins.str] | None = ...,
+        visible_to: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_ids", b"camera_ids", "from", b"from", "officer_id", b"officer_id", "to", b"to", "unit_id", b"unit_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_ids", b"camera_ids", "from", b"from", "officer_id", b"officer_id", "to", b"to", "unit_id", b"unit_id", "visible_to", b"visible_to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

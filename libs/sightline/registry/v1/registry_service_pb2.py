@@ -25,10 +25,11 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from sightline.common.v1 import radio_pb2 as sightline_dot_common_dot_v1_dot_radio__pb2
+from sightline.registry.v1 import device_pb2 as sightline_dot_registry_dot_v1_dot_device__pb2
 from sightline.registry.v1 import duty_pb2 as sightline_dot_registry_dot_v1_dot_duty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,sightline/registry/v1/registry_service.proto\x12\x15sightline.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fsightline/common/v1/radio.proto\x1a sightline/registry/v1/duty.proto\"h\n\x06\x41gency\x12\x30\n\tagency_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{1,62}$\x12,\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x16\xbaH\x13r\x11\x10\x01\x18\xc8\x01\x32\n^[^\\x00]*$\"\x9f\x01\n\x07Officer\x12\x34\n\nofficer_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12\x30\n\tagency_id\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{1,62}$\x12,\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x16\xbaH\x13r\x11\x10\x01\x18\xc8\x01\x32\n^[^\\x00]*$\"\x9b\x01\n\x05Radio\x12<\n\x08identity\x18\x01 \x01(\x0b\x32\".sightline.common.v1.RadioIdentityB\x06\xbaH\x03\xc8\x01\x01\x12\x30\n\tagency_id\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{1,62}$\x12\"\n\x05\x61lias\x18\x03 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\"\x93\x01\n\x06\x43\x61mera\x12\x33\n\tcamera_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12\x30\n\tagency_id\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{1,62}$\x12\"\n\x05model\x18\x03 \x01(\tB\x13\xbaH\x10r\x0e\x18\x64\x32\n^[^\\x00]*$\"\xa5\x01\n\x0bRosterEntry\x12/\n\x07officer\x18\x01 \x01(\x0b\x32\x1e.sightline.registry.v1.Officer\x12+\n\x05radio\x18\x02 \x01(\x0b\x32\x1c.sightline.registry.v1.Radio\x12\x38\n\x07\x63\x61meras\x18\x03 \x03(\x0b\x32\x1d.sightline.registry.v1.CameraB\x08\xbaH\x05\x92\x01\x02\x10\x10\"\x89\x01\n\x13ImportRosterRequest\x12\x30\n\tagency_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{1,62}$\x12@\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\".sightline.registry.v1.RosterEntryB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xc8\x01\"/\n\rRosterProblem\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0f\n\x07problem\x18\x02 \x01(\t\"_\n\x14ImportRosterResponse\x12\x36\n\x08problems\x18\x01 \x03(\x0b\x32$.sightline.registry.v1.RosterProblem\x12\x0f\n\x07\x63reated\x18\x02 \x01(\r\"L\n\x13\x43reateAgencyRequest\x12\x35\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1d.sightline.registry.v1.AgencyB\x06\xbaH\x03\xc8\x01\x01\"E\n\x14\x43reateAgencyResponse\x12-\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1d.sightline.registry.v1.Agency\"O\n\x14\x43reateOfficerRequest\x12\x37\n\x07officer\x18\x01 \x01(\x0b\x32\x1e.sightline.registry.v1.OfficerB\x06\xbaH\x03\xc8\x01\x01\"H\n\x15\x43reateOfficerResponse\x12/\n\x07officer\x18\x01 \x01(\x0b\x32\x1e.sightline.registry.v1.Officer\"K\n\x14RegisterRadioRequest\x12\x33\n\x05radio\x18\x01 \x01(\x0b\x32\x1c.sightline.registry.v1.RadioB\x06\xbaH\x03\xc8\x01\x01\"D\n\x15RegisterRadioResponse\x12+\n\x05radio\x18\x01 \x01(\x0b\x32\x1c.sightline.registry.v1.Radio\"N\n\x15RegisterCameraRequest\x12\x35\n\x06\x63\x61mera\x18\x01 \x01(\x0b\x32\x1d.sightline.registry.v1.CameraB\x06\xbaH\x03\xc8\x01\x01\"G\n\x16RegisterCameraResponse\x12-\n\x06\x63\x61mera\x18\x01 \x01(\x0b\x32\x1d.sightline.registry.v1.Camera\"\xcc\x02\n\x0f\x43heckOutRequest\x12\x34\n\nofficer_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12<\n\x06radios\x18\x02 \x03(\x0b\x32\".sightline.common.v1.RadioIdentityB\x08\xbaH\x05\x92\x01\x02\x10\x04\x12=\n\ncamera_ids\x18\x03 \x03(\tB)\xbaH&\x92\x01#\x10\x04\x18\x01\"\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12\x34\n\x07unit_id\x18\x04 \x01(\tB#\xbaH r\x1e\x32\x1c^([a-z0-9][a-z0-9-]{0,62})?$\x12(\n\x04\x66rom\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\")\n\x10\x43heckOutResponse\x12\x15\n\rduty_versions\x18\x01 \x03(\x04\"n\n\x0e\x43heckInRequest\x12\x34\n\nofficer_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\x0f\x43heckInResponse\x12\x32\n\x06radios\x18\x01 \x03(\x0b\x32\".sightline.common.v1.RadioIdentity\x12\x12\n\ncamera_ids\x18\x02 \x03(\t\"R\n\x13ListOfficersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\"\x99\x01\n\rOfficerOnDuty\x12/\n\x07officer\x18\x01 \x01(\x0b\x32\x1e.sightline.registry.v1.Officer\x12\x32\n\x06radios\x18\x02 \x03(\x0b\x32\".sightline.common.v1.RadioIdentity\x12\x12\n\ncamera_ids\x18\x03 \x03(\t\x12\x0f\n\x07unit_id\x18\x04 \x01(\t\"g\n\x14ListOfficersResponse\x12\x36\n\x08officers\x18\x01 \x03(\x0b\x32$.sightline.registry.v1.OfficerOnDuty\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9c\x01\n\x13ResolveRadioRequest\x12\x39\n\x05radio\x18\x01 \x01(\x0b\x32\".sightline.common.v1.RadioIdentityB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\tagency_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\"\x90\x01\n\x14ResolveRadioResponse\x12/\n\x04\x64uty\x18\x01 \x01(\x0b\x32!.sightline.registry.v1.DutyRecord\x12\x31\n\x04held\x18\x02 \x01(\x0b\x32#.sightline.registry.v1.DutyInterval\x12\x14\n\x0c\x61gency_known\x18\x03 \x01(\x08\"}\n\x15ResolveOfficerRequest\x12\x34\n\nofficer_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12.\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"n\n\x16ResolveOfficerResponse\x12/\n\x07officer\x18\x01 \x01(\x0b\x32\x1e.sightline.registry.v1.Officer\x12\x12\n\ncamera_ids\x18\x02 \x03(\t\x12\x0f\n\x07unit_id\x18\x03 \x01(\t2\xa2\x08\n\x0fRegistryService\x12g\n\x0c\x43reateAgency\x12*.sightline.registry.v1.CreateAgencyRequest\x1a+.sightline.registry.v1.CreateAgencyResponse\x12j\n\rCreateOfficer\x12+.sightline.registry.v1.CreateOfficerRequest\x1a,.sightline.registry.v1.CreateOfficerResponse\x12j\n\rRegisterRadio\x12+.sightline.registry.v1.RegisterRadioRequest\x1a,.sightline.registry.v1.RegisterRadioResponse\x12m\n\x0eRegisterCamera\x12,.sightline.registry.v1.RegisterCameraRequest\x1a-.sightline.registry.v1.RegisterCameraResponse\x12g\n\x0cImportRoster\x12*.sightline.registry.v1.ImportRosterRequest\x1a+.sightline.registry.v1.ImportRosterResponse\x12[\n\x08\x43heckOut\x12&.sightline.registry.v1.CheckOutRequest\x1a\'.sightline.registry.v1.CheckOutResponse\x12X\n\x07\x43heckIn\x12%.sightline.registry.v1.CheckInRequest\x1a&.sightline.registry.v1.CheckInResponse\x12g\n\x0cListOfficers\x12*.sightline.registry.v1.ListOfficersRequest\x1a+.sightline.registry.v1.ListOfficersResponse\x12g\n\x0cResolveRadio\x12*.sightline.registry.v1.ResolveRadioRequest\x1a+.sightline.registry.v1.ResolveRadioResponse\x12m\n\x0eResolveOfficer\x12,.sightline.registry.v1.ResolveOfficerRequest\x1a-.sightline.registry.v1.ResolveOfficerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,sightline/registry/v1/registry_service.proto\x12\x15sightline.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fsightline/common/v1/radio.proto\x1a\"sightline/registry/v1/device.proto\x1a sightline/registry/v1/duty.proto\"h\n\x06\x41gency\x12\x30\n\tagency_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{1,62}$\x12,\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x16\xbaH\x13r\x11\x10\x01\x18\xc8\x01\x32\n^[^\\x00]*$\"\x9f\x01\n\x07Officer\x12\x34\n\nofficer_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12\x30\n\tagency_id\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{1,62}$\x12,\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x16\xbaH\x13r\x11\x10\x01\x18\xc8\x01\x32\n^[^\\x00]*$\"\x9b\x01\n\x05Radio\x12<\n\x08identity\x18\x01 \x01(\x0b\x32\".sightline.common.v1.RadioIdentityB\x06\xbaH\x03\xc8\x01\x01\x12\x30\n\tagency_id\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{1,62}$\x12\"\n\x05\x61lias\x18\x03 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\"\x93\x01\n\x06\x43\x61mera\x12\x33\n\tcamera_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12\x30\n\tagency_id\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{1,62}$\x12\"\n\x05model\x18\x03 \x01(\tB\x13\xbaH\x10r\x0e\x18\x64\x32\n^[^\\x00]*$\"\xa5\x01\n\x0bRosterEntry\x12/\n\x07officer\x18\x01 \x01(\x0b\x32\x1e.sightline.registry.v1.Officer\x12+\n\x05radio\x18\x02 \x01(\x0b\x32\x1c.sightline.registry.v1.Radio\x12\x38\n\x07\x63\x61meras\x18\x03 \x03(\x0b\x32\x1d.sightline.registry.v1.CameraB\x08\xbaH\x05\x92\x01\x02\x10\x10\"\x89\x01\n\x13ImportRosterRequest\x12\x30\n\tagency_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{1,62}$\x12@\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\".sightline.registry.v1.RosterEntryB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xc8\x01\"/\n\rRosterProblem\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0f\n\x07problem\x18\x02 \x01(\t\"_\n\x14ImportRosterResponse\x12\x36\n\x08problems\x18\x01 \x03(\x0b\x32$.sightline.registry.v1.RosterProblem\x12\x0f\n\x07\x63reated\x18\x02 \x01(\r\"L\n\x13\x43reateAgencyRequest\x12\x35\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1d.sightline.registry.v1.AgencyB\x06\xbaH\x03\xc8\x01\x01\"E\n\x14\x43reateAgencyResponse\x12-\n\x06\x61gency\x18\x01 \x01(\x0b\x32\x1d.sightline.registry.v1.Agency\"O\n\x14\x43reateOfficerRequest\x12\x37\n\x07officer\x18\x01 \x01(\x0b\x32\x1e.sightline.registry.v1.OfficerB\x06\xbaH\x03\xc8\x01\x01\"H\n\x15\x43reateOfficerResponse\x12/\n\x07officer\x18\x01 \x01(\x0b\x32\x1e.sightline.registry.v1.Officer\"K\n\x14RegisterRadioRequest\x12\x33\n\x05radio\x18\x01 \x01(\x0b\x32\x1c.sightline.registry.v1.RadioB\x06\xbaH\x03\xc8\x01\x01\"D\n\x15RegisterRadioResponse\x12+\n\x05radio\x18\x01 \x01(\x0b\x32\x1c.sightline.registry.v1.Radio\"N\n\x15RegisterCameraRequest\x12\x35\n\x06\x63\x61mera\x18\x01 \x01(\x0b\x32\x1d.sightline.registry.v1.CameraB\x06\xbaH\x03\xc8\x01\x01\"G\n\x16RegisterCameraResponse\x12-\n\x06\x63\x61mera\x18\x01 \x01(\x0b\x32\x1d.sightline.registry.v1.Camera\"Q\n\x16RegisterVehicleRequest\x12\x37\n\x07vehicle\x18\x01 \x01(\x0b\x32\x1e.sightline.registry.v1.VehicleB\x06\xbaH\x03\xc8\x01\x01\"J\n\x17RegisterVehicleResponse\x12/\n\x07vehicle\x18\x01 \x01(\x0b\x32\x1e.sightline.registry.v1.Vehicle\"^\n\x1aRegisterFixedCameraRequest\x12@\n\x0c\x66ixed_camera\x18\x01 \x01(\x0b\x32\".sightline.registry.v1.FixedCameraB\x06\xbaH\x03\xc8\x01\x01\"W\n\x1bRegisterFixedCameraResponse\x12\x38\n\x0c\x66ixed_camera\x18\x01 \x01(\x0b\x32\".sightline.registry.v1.FixedCamera\"\x82\x03\n\x0f\x43heckOutRequest\x12\x34\n\nofficer_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12<\n\x06radios\x18\x02 \x03(\x0b\x32\".sightline.common.v1.RadioIdentityB\x08\xbaH\x05\x92\x01\x02\x10\x04\x12=\n\ncamera_ids\x18\x03 \x03(\tB)\xbaH&\x92\x01#\x10\x04\x18\x01\"\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12\x34\n\x07unit_id\x18\x04 \x01(\tB#\xbaH r\x1e\x32\x1c^([a-z0-9][a-z0-9-]{0,62})?$\x12(\n\x04\x66rom\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\nvisible_to\x18\x07 \x01(\tB \xbaH\x1dr\x1b\x32\x19^([a-z][a-z0-9-]{0,62})?$\")\n\x10\x43heckOutResponse\x12\x15\n\rduty_versions\x18\x01 \x03(\x04\"n\n\x0e\x43heckInRequest\x12\x34\n\nofficer_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\x0f\x43heckInResponse\x12\x32\n\x06radios\x18\x01 \x03(\x0b\x32\".sightline.common.v1.RadioIdentity\x12\x12\n\ncamera_ids\x18\x02 \x03(\t\"R\n\x13ListOfficersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\"\x99\x01\n\rOfficerOnDuty\x12/\n\x07officer\x18\x01 \x01(\x0b\x32\x1e.sightline.registry.v1.Officer\x12\x32\n\x06radios\x18\x02 \x03(\x0b\x32\".sightline.common.v1.RadioIdentity\x12\x12\n\ncamera_ids\x18\x03 \x03(\t\x12\x0f\n\x07unit_id\x18\x04 \x01(\t\"g\n\x14ListOfficersResponse\x12\x36\n\x08officers\x18\x01 \x03(\x0b\x32$.sightline.registry.v1.OfficerOnDuty\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9c\x01\n\x13ResolveRadioRequest\x12\x39\n\x05radio\x18\x01 \x01(\x0b\x32\".sightline.common.v1.RadioIdentityB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\tagency_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\"\x90\x01\n\x14ResolveRadioResponse\x12/\n\x04\x64uty\x18\x01 \x01(\x0b\x32!.sightline.registry.v1.DutyRecord\x12\x31\n\x04held\x18\x02 \x01(\x0b\x32#.sightline.registry.v1.DutyInterval\x12\x14\n\x0c\x61gency_known\x18\x03 \x01(\x08\"}\n\x15ResolveOfficerRequest\x12\x34\n\nofficer_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12.\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"n\n\x16ResolveOfficerResponse\x12/\n\x07officer\x18\x01 \x01(\x0b\x32\x1e.sightline.registry.v1.Officer\x12\x12\n\ncamera_ids\x18\x02 \x03(\t\x12\x0f\n\x07unit_id\x18\x03 \x01(\t2\x92\n\n\x0fRegistryService\x12g\n\x0c\x43reateAgency\x12*.sightline.registry.v1.CreateAgencyRequest\x1a+.sightline.registry.v1.CreateAgencyResponse\x12j\n\rCreateOfficer\x12+.sightline.registry.v1.CreateOfficerRequest\x1a,.sightline.registry.v1.CreateOfficerResponse\x12j\n\rRegisterRadio\x12+.sightline.registry.v1.RegisterRadioRequest\x1a,.sightline.registry.v1.RegisterRadioResponse\x12m\n\x0eRegisterCamera\x12,.sightline.registry.v1.RegisterCameraRequest\x1a-.sightline.registry.v1.RegisterCameraResponse\x12p\n\x0fRegisterVehicle\x12-.sightline.registry.v1.RegisterVehicleRequest\x1a..sightline.registry.v1.RegisterVehicleResponse\x12|\n\x13RegisterFixedCamera\x12\x31.sightline.registry.v1.RegisterFixedCameraRequest\x1a\x32.sightline.registry.v1.RegisterFixedCameraResponse\x12g\n\x0cImportRoster\x12*.sightline.registry.v1.ImportRosterRequest\x1a+.sightline.registry.v1.ImportRosterResponse\x12[\n\x08\x43heckOut\x12&.sightline.registry.v1.CheckOutRequest\x1a\'.sightline.registry.v1.CheckOutResponse\x12X\n\x07\x43heckIn\x12%.sightline.registry.v1.CheckInRequest\x1a&.sightline.registry.v1.CheckInResponse\x12g\n\x0cListOfficers\x12*.sightline.registry.v1.ListOfficersRequest\x1a+.sightline.registry.v1.ListOfficersResponse\x12g\n\x0cResolveRadio\x12*.sightline.registry.v1.ResolveRadioRequest\x1a+.sightline.registry.v1.ResolveRadioResponse\x12m\n\x0eResolveOfficer\x12,.sightline.registry.v1.ResolveOfficerRequest\x1a-.sightline.registry.v1.ResolveOfficerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -71,6 +72,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERRADIOREQUEST'].fields_by_name['radio']._serialized_options = b'\272H\003\310\001\001'
   _globals['_REGISTERCAMERAREQUEST'].fields_by_name['camera']._loaded_options = None
   _globals['_REGISTERCAMERAREQUEST'].fields_by_name['camera']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_REGISTERVEHICLEREQUEST'].fields_by_name['vehicle']._loaded_options = None
+  _globals['_REGISTERVEHICLEREQUEST'].fields_by_name['vehicle']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_REGISTERFIXEDCAMERAREQUEST'].fields_by_name['fixed_camera']._loaded_options = None
+  _globals['_REGISTERFIXEDCAMERAREQUEST'].fields_by_name['fixed_camera']._serialized_options = b'\272H\003\310\001\001'
   _globals['_CHECKOUTREQUEST'].fields_by_name['officer_id']._loaded_options = None
   _globals['_CHECKOUTREQUEST'].fields_by_name['officer_id']._serialized_options = b'\272H\035r\0332\031^[a-z0-9][a-z0-9-]{1,62}$'
   _globals['_CHECKOUTREQUEST'].fields_by_name['radios']._loaded_options = None
@@ -79,6 +84,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKOUTREQUEST'].fields_by_name['camera_ids']._serialized_options = b'\272H&\222\001#\020\004\030\001\"\035r\0332\031^[a-z0-9][a-z0-9-]{1,62}$'
   _globals['_CHECKOUTREQUEST'].fields_by_name['unit_id']._loaded_options = None
   _globals['_CHECKOUTREQUEST'].fields_by_name['unit_id']._serialized_options = b'\272H r\0362\034^([a-z0-9][a-z0-9-]{0,62})?$'
+  _globals['_CHECKOUTREQUEST'].fields_by_name['visible_to']._loaded_options = None
+  _globals['_CHECKOUTREQUEST'].fields_by_name['visible_to']._serialized_options = b'\272H\035r\0332\031^([a-z][a-z0-9-]{0,62})?$'
   _globals['_CHECKINREQUEST'].fields_by_name['officer_id']._loaded_options = None
   _globals['_CHECKINREQUEST'].fields_by_name['officer_id']._serialized_options = b'\272H\035r\0332\031^[a-z0-9][a-z0-9-]{1,62}$'
   _globals['_LISTOFFICERSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -95,60 +102,68 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESOLVEOFFICERREQUEST'].fields_by_name['officer_id']._serialized_options = b'\272H\035r\0332\031^[a-z0-9][a-z0-9-]{1,62}$'
   _globals['_RESOLVEOFFICERREQUEST'].fields_by_name['at']._loaded_options = None
   _globals['_RESOLVEOFFICERREQUEST'].fields_by_name['at']._serialized_options = b'\272H\003\310\001\001'
-  _globals['_AGENCY']._serialized_start=200
-  _globals['_AGENCY']._serialized_end=304
-  _globals['_OFFICER']._serialized_start=307
-  _globals['_OFFICER']._serialized_end=466
-  _globals['_RADIO']._serialized_start=469
-  _globals['_RADIO']._serialized_end=624
-  _globals['_CAMERA']._serialized_start=627
-  _globals['_CAMERA']._serialized_end=774
-  _globals['_ROSTERENTRY']._serialized_start=777
-  _globals['_ROSTERENTRY']._serialized_end=942
-  _globals['_IMPORTROSTERREQUEST']._serialized_start=945
-  _globals['_IMPORTROSTERREQUEST']._serialized_end=1082
-  _globals['_ROSTERPROBLEM']._serialized_start=1084
-  _globals['_ROSTERPROBLEM']._serialized_end=1131
-  _globals['_IMPORTROSTERRESPONSE']._serialized_start=1133
-  _globals['_IMPORTROSTERRESPONSE']._serialized_end=1228
-  _globals['_CREATEAGENCYREQUEST']._serialized_start=1230
-  _globals['_CREATEAGENCYREQUEST']._serialized_end=1306
-  _globals['_CREATEAGENCYRESPONSE']._serialized_start=1308
-  _globals['_CREATEAGENCYRESPONSE']._serialized_end=1377
-  _globals['_CREATEOFFICERREQUEST']._serialized_start=1379
-  _globals['_CREATEOFFICERREQUEST']._serialized_end=1458
-  _globals['_CREATEOFFICERRESPONSE']._serialized_start=1460
-  _globals['_CREATEOFFICERRESPONSE']._serialized_end=1532
-  _globals['_REGISTERRADIOREQUEST']._serialized_start=1534
-  _globals['_REGISTERRADIOREQUEST']._serialized_end=1609
-  _globals['_REGISTERRADIORESPONSE']._serialized_start=1611
-  _globals['_REGISTERRADIORESPONSE']._serialized_end=1679
-  _globals['_REGISTERCAMERAREQUEST']._serialized_start=1681
-  _globals['_REGISTERCAMERAREQUEST']._serialized_end=1759
-  _globals['_REGISTERCAMERARESPONSE']._serialized_start=1761
-  _globals['_REGISTERCAMERARESPONSE']._serialized_end=1832
-  _globals['_CHECKOUTREQUEST']._serialized_start=1835
-  _globals['_CHECKOUTREQUEST']._serialized_end=2167
-  _globals['_CHECKOUTRESPONSE']._serialized_start=2169
-  _globals['_CHECKOUTRESPONSE']._serialized_end=2210
-  _globals['_CHECKINREQUEST']._serialized_start=2212
-  _globals['_CHECKINREQUEST']._serialized_end=2322
-  _globals['_CHECKINRESPONSE']._serialized_start=2324
-  _globals['_CHECKINRESPONSE']._serialized_end=2413
-  _globals['_LISTOFFICERSREQUEST']._serialized_start=2415
-  _globals['_LISTOFFICERSREQUEST']._serialized_end=2497
-  _globals['_OFFICERONDUTY']._serialized_start=2500
-  _globals['_OFFICERONDUTY']._serialized_end=2653
-  _globals['_LISTOFFICERSRESPONSE']._serialized_start=2655
-  _globals['_LISTOFFICERSRESPONSE']._serialized_end=2758
-  _globals['_RESOLVERADIOREQUEST']._serialized_start=2761
-  _globals['_RESOLVERADIOREQUEST']._serialized_end=2917
-  _globals['_RESOLVERADIORESPONSE']._serialized_start=2920
-  _globals['_RESOLVERADIORESPONSE']._serialized_end=3064
-  _globals['_RESOLVEOFFICERREQUEST']._serialized_start=3066
-  _globals['_RESOLVEOFFICERREQUEST']._serialized_end=3191
-  _globals['_RESOLVEOFFICERRESPONSE']._serialized_start=3193
-  _globals['_RESOLVEOFFICERRESPONSE']._serialized_end=3303
-  _globals['_REGISTRYSERVICE']._serialized_start=3306
-  _globals['_REGISTRYSERVICE']._serialized_end=4364
+  _globals['_AGENCY']._serialized_start=236
+  _globals['_AGENCY']._serialized_end=340
+  _globals['_OFFICER']._serialized_start=343
+  _globals['_OFFICER']._serialized_end=502
+  _globals['_RADIO']._serialized_start=505
+  _globals['_RADIO']._serialized_end=660
+  _globals['_CAMERA']._serialized_start=663
+  _globals['_CAMERA']._serialized_end=810
+  _globals['_ROSTERENTRY']._serialized_start=813
+  _globals['_ROSTERENTRY']._serialized_end=978
+  _globals['_IMPORTROSTERREQUEST']._serialized_start=981
+  _globals['_IMPORTROSTERREQUEST']._serialized_end=1118
+  _globals['_ROSTERPROBLEM']._serialized_start=1120
+  _globals['_ROSTERPROBLEM']._serialized_end=1167
+  _globals['_IMPORTROSTERRESPONSE']._serialized_start=1169
+  _globals['_IMPORTROSTERRESPONSE']._serialized_end=1264
+  _globals['_CREATEAGENCYREQUEST']._serialized_start=1266
+  _globals['_CREATEAGENCYREQUEST']._serialized_end=1342
+  _globals['_CREATEAGENCYRESPONSE']._serialized_start=1344
+  _globals['_CREATEAGENCYRESPONSE']._serialized_end=1413
+  _globals['_CREATEOFFICERREQUEST']._serialized_start=1415
+  _globals['_CREATEOFFICERREQUEST']._serialized_end=1494
+  _globals['_CREATEOFFICERRESPONSE']._serialized_start=1496
+  _globals['_CREATEOFFICERRESPONSE']._serialized_end=1568
+  _globals['_REGISTERRADIOREQUEST']._serialized_start=1570
+  _globals['_REGISTERRADIOREQUEST']._serialized_end=1645
+  _globals['_REGISTERRADIORESPONSE']._serialized_start=1647
+  _globals['_REGISTERRADIORESPONSE']._serialized_end=1715
+  _globals['_REGISTERCAMERAREQUEST']._serialized_start=1717
+  _globals['_REGISTERCAMERAREQUEST']._serialized_end=1795
+  _globals['_REGISTERCAMERARESPONSE']._serialized_start=1797
+  _globals['_REGISTERCAMERARESPONSE']._serialized_end=1868
+  _globals['_REGISTERVEHICLEREQUEST']._serialized_start=1870
+  _globals['_REGISTERVEHICLEREQUEST']._serialized_end=1951
+  _globals['_REGISTERVEHICLERESPONSE']._serialized_start=1953
+  _globals['_REGISTERVEHICLERESPONSE']._serialized_end=2027
+  _globals['_REGISTERFIXEDCAMERAREQUEST']._serialized_start=2029
+  _globals['_REGISTERFIXEDCAMERAREQUEST']._serialized_end=2123
+  _globals['_REGISTERFIXEDCAMERARESPONSE']._serialized_start=2125
+  _globals['_REGISTERFIXEDCAMERARESPONSE']._serialized_end=2212
+  _globals['_CHECKOUTREQUEST']._serialized_start=2215
+  _globals['_CHECKOUTREQUEST']._serialized_end=2601
+  _globals['_CHECKOUTRESPONSE']._serialized_start=2603
+  _globals['_CHECKOUTRESPONSE']._serialized_end=2644
+  _globals['_CHECKINREQUEST']._serialized_start=2646
+  _globals['_CHECKINREQUEST']._serialized_end=2756
+  _globals['_CHECKINRESPONSE']._serialized_start=2758
+  _globals['_CHECKINRESPONSE']._serialized_end=2847
+  _globals['_LISTOFFICERSREQUEST']._serialized_start=2849
+  _globals['_LISTOFFICERSREQUEST']._serialized_end=2931
+  _globals['_OFFICERONDUTY']._serialized_start=2934
+  _globals['_OFFICERONDUTY']._serialized_end=3087
+  _globals['_LISTOFFICERSRESPONSE']._serialized_start=3089
+  _globals['_LISTOFFICERSRESPONSE']._serialized_end=3192
+  _globals['_RESOLVERADIOREQUEST']._serialized_start=3195
+  _globals['_RESOLVERADIOREQUEST']._serialized_end=3351
+  _globals['_RESOLVERADIORESPONSE']._serialized_start=3354
+  _globals['_RESOLVERADIORESPONSE']._serialized_end=3498
+  _globals['_RESOLVEOFFICERREQUEST']._serialized_start=3500
+  _globals['_RESOLVEOFFICERREQUEST']._serialized_end=3625
+  _globals['_RESOLVEOFFICERRESPONSE']._serialized_start=3627
+  _globals['_RESOLVEOFFICERRESPONSE']._serialized_end=3737
+  _globals['_REGISTRYSERVICE']._serialized_start=3740
+  _globals['_REGISTRYSERVICE']._serialized_end=5038
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from sightline.common.v1 import radio_pb2 as _radio_pb2
+from sightline.registry.v1 import device_pb2 as _device_pb2
 from sightline.registry.v1 import duty_pb2 as _duty_pb2
 import builtins as _builtins
 import sys
@@ -450,6 +451,102 @@ class RegisterCameraResponse(_message.Message):
 Global___RegisterCameraResponse: _TypeAlias = RegisterCameraResponse  # noqa: Y015
 
 @_typing.final
+class RegisterVehicleRequest(_message.Message):
+    """RegisterVehicleRequest carries the vehicle."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VEHICLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def vehicle(self) -> _device_pb2.Vehicle:
+        """The vehicle."""
+
+    def __init__(
+        self,
+        *,
+        vehicle: _device_pb2.Vehicle | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vehicle", b"vehicle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vehicle", b"vehicle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterVehicleRequest: _TypeAlias = RegisterVehicleRequest  # noqa: Y015
+
+@_typing.final
+class RegisterVehicleResponse(_message.Message):
+    """RegisterVehicleResponse returns the vehicle as kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VEHICLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def vehicle(self) -> _device_pb2.Vehicle:
+        """The vehicle."""
+
+    def __init__(
+        self,
+        *,
+        vehicle: _device_pb2.Vehicle | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vehicle", b"vehicle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vehicle", b"vehicle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterVehicleResponse: _TypeAlias = RegisterVehicleResponse  # noqa: Y015
+
+@_typing.final
+class RegisterFixedCameraRequest(_message.Message):
+    """RegisterFixedCameraRequest carries the camera."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIXED_CAMERA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def fixed_camera(self) -> _device_pb2.FixedCamera:
+        """The camera."""
+
+    def __init__(
+        self,
+        *,
+        fixed_camera: _device_pb2.FixedCamera | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fixed_camera", b"fixed_camera"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fixed_camera", b"fixed_camera"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterFixedCameraRequest: _TypeAlias = RegisterFixedCameraRequest  # noqa: Y015
+
+@_typing.final
+class RegisterFixedCameraResponse(_message.Message):
+    """RegisterFixedCameraResponse returns the camera as kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIXED_CAMERA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def fixed_camera(self) -> _device_pb2.FixedCamera:
+        """The camera."""
+
+    def __init__(
+        self,
+        *,
+        fixed_camera: _device_pb2.FixedCamera | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fixed_camera", b"fixed_camera"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fixed_camera", b"fixed_camera"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterFixedCameraResponse: _TypeAlias = RegisterFixedCameraResponse  # noqa: Y015
+
+@_typing.final
 class CheckOutRequest(_message.Message):
     """CheckOutRequest starts a shift."""
 
@@ -461,10 +558,15 @@ class CheckOutRequest(_message.Message):
     UNIT_ID_FIELD_NUMBER: _builtins.int
     FROM_FIELD_NUMBER: _builtins.int
     TO_FIELD_NUMBER: _builtins.int
+    VISIBLE_TO_FIELD_NUMBER: _builtins.int
     officer_id: _builtins.str
     """The officer."""
     unit_id: _builtins.str
     """The unit joined; empty for none."""
+    visible_to: _builtins.str
+    """The group of people that alone may see where the officer is: a plain-clothes or covert assignment. Empty: the agency's
+    real-time crime centre may.
+    """
     @_builtins.property
     def radios(self) -> _containers.RepeatedCompositeFieldContainer[_radio_pb2.RadioIdentity]:
         """Radios taken."""
@@ -485,10 +587,11 @@ class CheckOutRequest(_message.Message):
         camera_ids: _abc.Iterable[_builtins.str] | None = ...,
         unit_id: _builtins.str = ...,
         to: _timestamp_pb2.Timestamp | None = ...,
+        visible_to: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_ids", b"camera_ids", "from", b"from", "officer_id", b"officer_id", "radios", b"radios", "to", b"to", "unit_id", b"unit_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_ids", b"camera_ids", "from", b"from", "officer_id", b"officer_id", "radios", b"radios", "to", b"to", "unit_id", b"unit_id", "visible_to", b"visible_to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

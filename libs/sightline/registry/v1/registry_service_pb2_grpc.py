@@ -55,6 +55,16 @@ class RegistryServiceStub:
                 request_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterCameraRequest.SerializeToString,
                 response_deserializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterCameraResponse.FromString,
                 _registered_method=True)
+        self.RegisterVehicle = channel.unary_unary(
+                '/sightline.registry.v1.RegistryService/RegisterVehicle',
+                request_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterVehicleRequest.SerializeToString,
+                response_deserializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterVehicleResponse.FromString,
+                _registered_method=True)
+        self.RegisterFixedCamera = channel.unary_unary(
+                '/sightline.registry.v1.RegistryService/RegisterFixedCamera',
+                request_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterFixedCameraRequest.SerializeToString,
+                response_deserializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterFixedCameraResponse.FromString,
+                _registered_method=True)
         self.ImportRoster = channel.unary_unary(
                 '/sightline.registry.v1.RegistryService/ImportRoster',
                 request_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.ImportRosterRequest.SerializeToString,
@@ -114,6 +124,20 @@ class RegistryServiceServicer:
 
     def RegisterCamera(self, request, context):
         """RegisterCamera registers a body-worn camera. Repeating it with the same content is harmless.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterVehicle(self, request, context):
+        """RegisterVehicle registers a vehicle, or says anew which unit drives it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterFixedCamera(self, request, context):
+        """RegisterFixedCamera registers a fixed camera, or says anew where it hangs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,6 +209,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.RegisterCamera,
                     request_deserializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterCameraRequest.FromString,
                     response_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterCameraResponse.SerializeToString,
+            ),
+            'RegisterVehicle': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterVehicle,
+                    request_deserializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterVehicleRequest.FromString,
+                    response_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterVehicleResponse.SerializeToString,
+            ),
+            'RegisterFixedCamera': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterFixedCamera,
+                    request_deserializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterFixedCameraRequest.FromString,
+                    response_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterFixedCameraResponse.SerializeToString,
             ),
             'ImportRoster': grpc.unary_unary_rpc_method_handler(
                     servicer.ImportRoster,
@@ -326,6 +360,60 @@ class RegistryService:
             '/sightline.registry.v1.RegistryService/RegisterCamera',
             sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterCameraRequest.SerializeToString,
             sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterCameraResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterVehicle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.registry.v1.RegistryService/RegisterVehicle',
+            sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterVehicleRequest.SerializeToString,
+            sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterVehicleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterFixedCamera(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.registry.v1.RegistryService/RegisterFixedCamera',
+            sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterFixedCameraRequest.SerializeToString,
+            sightline_dot_registry_dot_v1_dot_registry__service__pb2.RegisterFixedCameraResponse.FromString,
             options,
             channel_credentials,
             insecure,

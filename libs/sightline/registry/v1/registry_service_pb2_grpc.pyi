@@ -41,6 +41,10 @@ class RegistryServiceStub:
     """RegisterRadio registers a radio. Repeating it with the same content is harmless."""
     RegisterCamera: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterCameraRequest, _registry_service_pb2.RegisterCameraResponse]
     """RegisterCamera registers a body-worn camera. Repeating it with the same content is harmless."""
+    RegisterVehicle: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterVehicleRequest, _registry_service_pb2.RegisterVehicleResponse]
+    """RegisterVehicle registers a vehicle, or says anew which unit drives it."""
+    RegisterFixedCamera: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterFixedCameraRequest, _registry_service_pb2.RegisterFixedCameraResponse]
+    """RegisterFixedCamera registers a fixed camera, or says anew where it hangs."""
     ImportRoster: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ImportRosterRequest, _registry_service_pb2.ImportRosterResponse]
     """ImportRoster registers many officers with their radios and cameras, as the calls above would one by one. An entry that
     cannot be taken is reported and changes nothing; the others are taken. Repeating an import is harmless.
@@ -71,6 +75,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """RegisterRadio registers a radio. Repeating it with the same content is harmless."""
     RegisterCamera: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterCameraRequest, _registry_service_pb2.RegisterCameraResponse]  # type: ignore[assignment]
     """RegisterCamera registers a body-worn camera. Repeating it with the same content is harmless."""
+    RegisterVehicle: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterVehicleRequest, _registry_service_pb2.RegisterVehicleResponse]  # type: ignore[assignment]
+    """RegisterVehicle registers a vehicle, or says anew which unit drives it."""
+    RegisterFixedCamera: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterFixedCameraRequest, _registry_service_pb2.RegisterFixedCameraResponse]  # type: ignore[assignment]
+    """RegisterFixedCamera registers a fixed camera, or says anew where it hangs."""
     ImportRoster: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ImportRosterRequest, _registry_service_pb2.ImportRosterResponse]  # type: ignore[assignment]
     """ImportRoster registers many officers with their radios and cameras, as the calls above would one by one. An entry that
     cannot be taken is reported and changes nothing; the others are taken. Repeating an import is harmless.
@@ -122,6 +130,22 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.RegisterCameraResponse, _abc.Awaitable[_registry_service_pb2.RegisterCameraResponse]]:
         """RegisterCamera registers a body-worn camera. Repeating it with the same content is harmless."""
+
+    @_abc_1.abstractmethod
+    def RegisterVehicle(
+        self,
+        request: _registry_service_pb2.RegisterVehicleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.RegisterVehicleResponse, _abc.Awaitable[_registry_service_pb2.RegisterVehicleResponse]]:
+        """RegisterVehicle registers a vehicle, or says anew which unit drives it."""
+
+    @_abc_1.abstractmethod
+    def RegisterFixedCamera(
+        self,
+        request: _registry_service_pb2.RegisterFixedCameraRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.RegisterFixedCameraResponse, _abc.Awaitable[_registry_service_pb2.RegisterFixedCameraResponse]]:
+        """RegisterFixedCamera registers a fixed camera, or says anew where it hangs."""
 
     @_abc_1.abstractmethod
     def ImportRoster(

@@ -109,7 +109,9 @@ Global___ListCamerasRequest: _TypeAlias = ListCamerasRequest  # noqa: Y015
 
 @_typing.final
 class CameraStatus(_message.Message):
-    """CameraStatus is a camera's link and last reported state."""
+    """CameraStatus is a camera's link and last reported state. It is the value of `sightline.stream.camera.v1` as well, keyed by
+    agency and camera, published soon after it changes.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -119,12 +121,15 @@ class CameraStatus(_message.Message):
     LINKED_AT_FIELD_NUMBER: _builtins.int
     REPORTED_AT_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     camera_id: _builtins.str
     """The camera."""
     agency_id: _builtins.str
     """Its agency."""
     linked: _builtins.bool
     """Whether it has a link now."""
+    version: _builtins.int
+    """On the topic: dense per camera; readers drop what is not newer."""
     @_builtins.property
     def linked_at(self) -> _timestamp_pb2.Timestamp:
         """Start of the present or last link."""
@@ -146,10 +151,11 @@ class CameraStatus(_message.Message):
         linked_at: _timestamp_pb2.Timestamp | None = ...,
         reported_at: _timestamp_pb2.Timestamp | None = ...,
         report: _camera_link_service_pb2.CameraReport | None = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["linked_at", b"linked_at", "report", b"report", "reported_at", b"reported_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "camera_id", b"camera_id", "linked", b"linked", "linked_at", b"linked_at", "report", b"report", "reported_at", b"reported_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "camera_id", b"camera_id", "linked", b"linked", "linked_at", b"linked_at", "report", b"report", "reported_at", b"reported_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
