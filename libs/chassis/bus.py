@@ -240,6 +240,70 @@ class Publisher:
         del self._producer  # it would go on looking for its brokers
 
 
+class _Delivery:
+    """How much of a batch the brokers have not answered for; told by the polling thread."""
+
+    def __init__(self, records: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._left = records
+        self._error: KafkaError | None = None
+        self.done: asyncio.Future[None] = self._loop.create_future()
+
+    def __call__(self, error: KafkaError | None, _: Message) -> None:
+        """Called once for each record."""
+        self._left -= 1
+        self._error = self._error or error
+        if not self._left:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(_settle, self.done, KafkaException(self._error) if self._error else None)
+
+
+class BulkPublisher:
+    """A producer for very many records, which wait for company; a batch's answer means that all of it is durable."""
+
+    def __init__(self, settings: KafkaSettings, topic: Topic, source: str) -> None:
+        config = client_config(settings) | {
+            "acks": "all",
+            "linger.ms": 10,
+            "compression.type": "lz4",
+            "delivery.timeout.ms": 5000,
+            "partitioner": "murmur2_random",
+            "queue.buffering.max.messages": 200_000,
+        }
+        self._producer, self._topic = Producer(config), topic
+        self._headers = [
+            ("ce_specversion", "1.0"), ("ce_source", f"/sightline/{source}"), ("ce_type", topic.message.DESCRIPTOR.full_name),
+            ("content-type", "application/protobuf"),
+        ]  # fmt: skip
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="kafka-bulk-publisher", daemon=True)
+        self._thread.start()
+
+    async def publish(self, records: Sequence[tuple[bytes, bytes]]) -> None:
+        """Return once all of these (key, value) are durable; Unavailable otherwise, after a bounded time: some may be."""
+        if not records:
+            return
+        batch, delivery = str(uuid7()), _Delivery(len(records))
+        try:
+            for number, (key, value) in enumerate(records):
+                headers: Any = [*self._headers, ("ce_id", f"{batch}/{number}")]
+                self._producer.produce(self._topic.name, value, key, headers=headers, on_delivery=delivery)
+            await asyncio.wait_for(delivery.done, _DELIVERY_S)
+        except (BufferError, KafkaException, TimeoutError) as error:
+            raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, f"the batch is not durable: {error}") from error
+
+    def _poll(self) -> None:
+        while not self._stopping.is_set():
+            self._producer.poll(0.1)
+
+    async def close(self) -> None:
+        """Give what is under way a last chance."""
+        await asyncio.to_thread(self._producer.flush, 2.0)
+        self._stopping.set()
+        await asyncio.to_thread(self._thread.join, 2.0)
+        del self._producer
+
+
 # Wrong here, and records are lost or mis-joined; any other difference is only worth a warning.
 _VITAL = ("cleanup.policy", "message.timestamp.type")
 

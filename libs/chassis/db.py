@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, LiteralString, TypeVar
@@ -104,6 +104,14 @@ class Statements:
         elif parameters:
             async with self._connection.cursor() as cursor:
                 await cursor.executemany(query, parameters)
+
+
+    async def copy(self, query: LiteralString, types: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """`COPY … FROM STDIN (FORMAT BINARY)`: many rows in one stream; `types` are the columns' PostgreSQL types."""
+        async with self._connection.cursor() as cursor, cursor.copy(query) as copy:
+            copy.set_types(types)
+            for row in rows:
+                await copy.write_row(row)
 
 
 class Transaction(Statements):

@@ -46,6 +46,7 @@ class Person:
     subject: str
     agency_id: str
     roles: frozenset[str] = field(default_factory=frozenset)
+    groups: frozenset[str] = field(default_factory=frozenset)  # named groups that see what others do not
 
     @property
     def actor(self) -> Actor:
@@ -103,7 +104,8 @@ class TokenVerifier:
         try:
             claims = await self._claims(token)
             agency, roles = claims["sightline_agency"], claims["sightline_roles"]
-            if not isinstance(agency, str) or not isinstance(roles, list):
+            groups = claims.get("sightline_groups", [])
+            if not isinstance(agency, str) or not isinstance(roles, list) or not isinstance(groups, list):
                 raise TypeError("claims of a wrong type")
             factors = claims.get("amr", [])
         except (jwt.PyJWKClientConnectionError, OSError) as error:
@@ -112,7 +114,7 @@ class TokenVerifier:
             raise Unauthenticated(Reason.ERROR_REASON_TOKEN_INVALID, "the access token is missing or not valid") from error
         if not _SECOND_FACTORS.intersection(factors if isinstance(factors, list) else []):
             raise Forbidden(Reason.ERROR_REASON_SECOND_FACTOR_REQUIRED, "sign in with a second factor")
-        return Person(str(claims["sub"]), agency, frozenset(str(role) for role in roles))
+        return Person(str(claims["sub"]), agency, frozenset(map(str, roles)), frozenset(map(str, groups)))
 
     async def _claims(self, token: str) -> dict[str, Any]:
         if len(token) > _MAX_TOKEN:

@@ -15,6 +15,7 @@ from chassis.settings import KafkaSettings
 
 T = TypeVar("T")
 Handler = Callable[[Received], Awaitable[None]]
+FeedHandler = Callable[[Sequence[Message]], Awaitable[None]]
 BatchHandler = Callable[[Sequence[Received]], Awaitable[None]]
 _ATTEMPTS, _BACKOFF_S, _BACKOFF_MAX_S, _BATCH = 3, 0.05, 2.0, 500
 
@@ -163,6 +164,28 @@ class Reader:
                 return await self._publisher.publish(record)
             except TRANSIENT:
                 await asyncio.sleep(_BACKOFF_MAX_S)
+
+
+class FeedReader(Reader):
+    """Hands on very many records as they come, unwrapped, to a handler that takes them together and passes over what it cannot read.
+
+    For `tail` only: another reader, of a group, sees the same records and sets poison aside.
+    """
+
+    def __init__(self, name: str, topics: tuple[Topic, ...], take: FeedHandler, settings: KafkaSettings, publisher: Publisher) -> None:
+        super().__init__(name, topics, _nothing, settings, publisher)
+        self._take = take
+
+    async def _read(self, consumer: Consumer, *, commit: bool) -> None:
+        batch = [message for message in await self._off_loop(self._poll, consumer) if message.error() is None]
+        if batch:
+            await self._take(batch)
+        if batch and not self.caught_up.is_set():
+            self._check_caught_up({(str(m.topic()), m.partition() or 0): (m.offset() or 0) + 1 for m in batch})
+
+
+async def _nothing(_: Received) -> None:
+    return None
 
 
 class BatchReader(Reader):

@@ -314,7 +314,12 @@ class Server(grpc.aio.ServerInterceptor):
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[handler.request_streaming, handler.response_streaming]
         behaviour: Any = stream if handler.response_streaming else unary
-        return make(behaviour, _careful(handler.request_deserializer), handler.response_serializer)
+        return make(behaviour, _careful(handler.request_deserializer), _ready_made(handler.response_serializer))
+
+
+def _ready_made(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """A response that is bytes already goes out as it is: many watchers get the same."""
+    return lambda response: response if isinstance(response, bytes) else serialize(response)
 
 
 def _careful(deserialize: Callable[[bytes], Protobuf] | None) -> Callable[[bytes], Any]:

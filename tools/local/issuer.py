@@ -21,6 +21,8 @@ USERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "admin": ("demo-pd", ("admin",)),
     "platform-admin": ("platform", ("platform-admin",)),
 }
+# Named groups that see covert assignments.
+GROUPS: dict[str, tuple[str, ...]] = {"supervisor": ("narcotics",)}
 AUDIENCE = "sightline"
 
 
@@ -57,6 +59,7 @@ class TokenMaker:
         return {
             "iss": self.issuer, "aud": AUDIENCE, "sub": user.partition("@")[0], "iat": now, "exp": now + timedelta(hours=1),
             "amr": ["pwd", "otp"], "sightline_agency": agency, "sightline_roles": list(roles),
+            "sightline_groups": list(GROUPS.get(user.partition("@")[0], ())),
         }  # fmt: skip
 
     def token(self, user: str) -> str:

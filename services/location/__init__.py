@@ -1,0 +1,1 @@
+"""Where everybody is, and for some time was."""

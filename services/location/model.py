@@ -1,0 +1,344 @@
+"""What a fix may be, whose it is, and how it is kept; no I/O."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import NamedTuple
+
+import h3
+from chassis.recent import Recent
+from sightline.location.v1.position_pb2 import Refusal, Source, UnitKind
+
+# A receiver's clock may be ahead by so much, seconds.
+AHEAD_S = 2.0
+_FASTEST_MPS, _COARSEST_M = 350.0, 100_000.0
+_CLOSED_AT_MOST = 100_000
+_NO_CELL = 15  # the finest resolution: as precise as the fix
+
+
+class Fix(NamedTuple):
+    """One place at one time: degrees on the WGS 84 ellipsoid, metres, metres a second, degrees from true north, seconds since 1970."""
+
+    latitude: float
+    longitude: float
+    accuracy_m: float | None
+    speed_mps: float | None
+    course_deg: float | None
+    fixed_at: float
+
+
+def flaw(fix: Fix) -> Refusal.ValueType:
+    """What is wrong with a fix as such; REFUSAL_UNSPECIFIED if nothing is. NaN fails every comparison."""
+    accuracy, speed, course = fix.accuracy_m or 0.0, fix.speed_mps or 0.0, fix.course_deg or 0.0
+    if not (-90 <= fix.latitude <= 90 and -180 <= fix.longitude <= 180):
+        return Refusal.REFUSAL_BAD_COORDINATES
+    if fix.latitude == 0 and fix.longitude == 0:
+        return Refusal.REFUSAL_NO_FIX
+    if not (0 <= accuracy <= _COARSEST_M and 0 <= speed <= _FASTEST_MPS and 0 <= course <= 360):
+        return Refusal.REFUSAL_BAD_COORDINATES
+    return Refusal.REFUSAL_UNSPECIFIED
+
+
+def coarsened(fix: Fix, resolution: int) -> Fix:
+    """The middle of the fix's H3 cell, with the cell's radius as accuracy; nothing of how it moves."""
+    if resolution >= _NO_CELL:
+        return fix
+    latitude, longitude = h3.cell_to_latlng(h3.latlng_to_cell(fix.latitude, fix.longitude, resolution))
+    return Fix(latitude, longitude, _RADII_M[resolution], None, None, fix.fixed_at)
+
+
+# A hexagon's corners lie as far from its middle as its edges are long.
+_RADII_M = [h3.average_hexagon_edge_length(resolution, unit="m") for resolution in range(16)]
+
+
+# --- who has what ------------------------------------------------------------------------------------------------------
+
+
+class Interval(NamedTuple):
+    """A half-open span, in seconds since 1970, with one holder of a radio; `end` is infinite while it is open."""
+
+    start: float
+    end: float
+    officer_id: str
+    unit_id: str
+    camera_ids: tuple[str, ...]
+    visible_to: str
+
+    def holds(self, at: float) -> bool:
+        """Whether the instant lies in it."""
+        return self.start <= at < self.end
+
+
+class Holder(NamedTuple):
+    """Who had a device at one time, and the emergency that is open for them."""
+
+    officer_ids: tuple[str, ...]
+    unit_id: str
+    visible_to: str
+    emergency_id: str
+
+
+@dataclass(slots=True)
+class _Radio:
+    agency_id: str
+    version: int
+    intervals: tuple[Interval, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Vehicle:
+    """A vehicle as the registry tells of it."""
+
+    agency_id: str
+    vehicle_id: str
+    version: int
+    unit_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class KnownEmergency:
+    """What an emergency means for positions. `since` is its press time; `officer_id` empty if it is not known whose it is."""
+
+    emergency_id: str
+    version: int
+    agency_id: str
+    radio: str
+    officer_id: str
+    is_open: bool
+    since: float
+
+
+class Directory:
+    """Who has which device, and for whom an emergency is open, as topics tell; the past only as long as a late fix may need it."""
+
+    def __init__(self, late_s: float) -> None:
+        """`late_s`: a fix may be so old when it comes."""
+        self._late_s = late_s
+        self._radios: dict[str, _Radio] = {}
+        self._radios_of_camera: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        self._radios_of_unit: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        self._radios_of_officer: defaultdict[str, set[str]] = defaultdict(set)
+        self._vehicles: dict[tuple[str, str], Vehicle] = {}
+        self._open: dict[str, KnownEmergency] = {}
+        self._open_of_radio: defaultdict[str, set[str]] = defaultdict(set)
+        self._open_of_officer: defaultdict[str, set[str]] = defaultdict(set)
+        self._closed: Recent[str, int] = Recent(_CLOSED_AT_MOST)
+
+    # --- what it is told ---------------------------------------------------------------------------------------------
+
+    def learn_duty(self, radio: str, agency_id: str, version: int, intervals: Sequence[Interval], told_at: float) -> set[str]:
+        """A radio's duty record; an older one than is known changes nothing. Returns the officers whom it is about."""
+        known = self._radios.get(radio)
+        if known is not None and version < known.version:
+            return set()
+        before = known.intervals if known else ()
+        # A record leaves out what has long ended; a late fix may still be of then.
+        first = min((each.start for each in intervals), default=told_at)
+        kept = [each for each in before if each.end <= first and each.end > told_at - self._late_s]
+        for each in before:
+            self._index(radio, agency_id, each, forget=True)
+        now = (*kept, *intervals)
+        for each in now:
+            self._index(radio, agency_id, each)
+        self._radios[radio] = _Radio(agency_id, version, now)
+        return {each.officer_id for each in (*before, *intervals)}
+
+    def _index(self, radio: str, agency_id: str, each: Interval, *, forget: bool = False) -> None:
+        sets = [self._radios_of_officer[each.officer_id], *(self._radios_of_camera[agency_id, name] for name in each.camera_ids)]
+        if each.unit_id:
+            sets.append(self._radios_of_unit[agency_id, each.unit_id])
+        for radios in sets:
+            radios.discard(radio) if forget else radios.add(radio)
+
+    def learn_vehicle(self, vehicle: Vehicle) -> bool:
+        """A vehicle's record; False if it is not newer."""
+        key = (vehicle.agency_id, vehicle.vehicle_id)
+        known = self._vehicles.get(key)
+        if known is not None and vehicle.version <= known.version:
+            return False
+        self._vehicles[key] = vehicle
+        return True
+
+    def learn_emergency(self, known: KnownEmergency) -> set[str]:
+        """An emergency's state; an older one than is known changes nothing. Returns the officers whom it is about."""
+        key = known.emergency_id
+        before = self._open.get(key)
+        if known.version <= max(before.version if before else 0, self._closed.get(key) or 0):
+            return set()
+        touched = self._about(before) | self._about(known)
+        if before is not None:
+            del self._open[key]
+            self._open_of_radio[before.radio].discard(key)
+            self._open_of_officer[before.officer_id].discard(key)
+        if known.is_open:
+            self._open[key] = known
+            self._open_of_radio[known.radio].add(key)
+            self._open_of_officer[known.officer_id].add(key)
+        else:
+            self._closed.put(key, known.version)
+        return touched
+
+    def _about(self, emergency: KnownEmergency | None) -> set[str]:
+        if emergency is None:
+            return set()
+        holders = {each.officer_id for each in self._intervals(emergency.radio) if each.end > emergency.since}
+        return holders | ({emergency.officer_id} - {""})
+
+    # --- what it is asked --------------------------------------------------------------------------------------------
+
+    def settle(self, source: Source.ValueType, agency_id: str, device_id: str, at: float) -> Holder | Refusal.ValueType:
+        """Who had a device of an agency at a time, or why a fix of then is not taken."""
+        if source == Source.SOURCE_RADIO:
+            return self._settle_radio(agency_id, device_id, at)
+        if source == Source.SOURCE_CAMERA:
+            radios = self._radios_of_camera.get((agency_id, device_id))
+            found = [
+                (radio, each) for radio in radios or () for each in self._intervals(radio) if each.holds(at) and device_id in each.camera_ids
+            ]
+        else:
+            vehicle = self._vehicles.get((agency_id, device_id))
+            radios = self._radios_of_unit.get((agency_id, vehicle.unit_id)) if vehicle else None
+            found = [
+                (radio, each)
+                for radio in radios or ()
+                for each in self._intervals(radio)
+                if each.holds(at) and vehicle and each.unit_id == vehicle.unit_id
+            ]
+            if vehicle is not None and not found:
+                return Refusal.REFUSAL_OFF_DUTY
+        if not found:
+            return Refusal.REFUSAL_OFF_DUTY if radios is not None else Refusal.REFUSAL_UNKNOWN_DEVICE
+        return self._holder(found)
+
+    def _settle_radio(self, agency_id: str, radio: str, at: float) -> Holder | Refusal.ValueType:
+        known = self._radios.get(radio)
+        if known is not None and known.agency_id != agency_id:
+            return Refusal.REFUSAL_NOT_YOURS
+        for each in known.intervals if known else ():
+            if each.holds(at):
+                return self._holder([(radio, each)])
+        # Nobody holds it, and it calls for help: from the press on it is shown where it is.
+        for emergency_id in self._open_of_radio.get(radio, ()):
+            emergency = self._open[emergency_id]
+            if emergency.since <= at and (known is not None or emergency.agency_id == agency_id):
+                return Holder((emergency.officer_id,) if emergency.officer_id else (), "", "", emergency_id)
+        return Refusal.REFUSAL_OFF_DUTY if known else Refusal.REFUSAL_UNKNOWN_DEVICE
+
+    def _holder(self, found: Sequence[tuple[str, Interval]]) -> Holder:
+        officers = tuple(dict.fromkeys(each.officer_id for _, each in found))
+        # Whoever rides with somebody who must not be seen is not seen either.
+        visible_to = next((each.visible_to for _, each in found if each.visible_to), "")
+        emergency = next(filter(None, (self._emergency(each.officer_id, radio) for radio, each in found)), "")
+        return Holder(officers, found[0][1].unit_id, visible_to, emergency)
+
+    def _intervals(self, radio: str) -> tuple[Interval, ...]:
+        known = self._radios.get(radio)
+        return known.intervals if known else ()
+
+    def _emergency(self, officer_id: str, radio: str) -> str:
+        return next(iter(self._open_of_officer.get(officer_id) or self._open_of_radio.get(radio) or ()), "")
+
+    def on_duty(self, officer_id: str, at: float) -> Interval | None:
+        """What an officer has at a time; None off duty."""
+        return next((each for radio in self._radios_of_officer.get(officer_id, ()) for each in self._intervals(radio)
+                     if each.officer_id == officer_id and each.holds(at)), None)  # fmt: skip
+
+    def emergency_of_officer(self, officer_id: str, at: float) -> str:
+        """An open emergency of an officer, or of the radio that he or she holds; empty if there is none."""
+        radios = [r for r in self._radios_of_officer.get(officer_id, ())
+                  if any(each.officer_id == officer_id and each.holds(at) for each in self._intervals(r))]  # fmt: skip
+        return next(filter(None, (self._emergency(officer_id, radio) for radio in radios or ("",))), "")
+
+    def emergency_of_radio(self, radio: str) -> str:
+        """An open emergency of a radio; empty if there is none."""
+        return next(iter(self._open_of_radio.get(radio, ())), "")
+
+    def crew(self, agency_id: str, vehicle_id: str, at: float) -> tuple[str, tuple[str, ...]]:
+        """The unit that drives a vehicle, and its officers on duty."""
+        vehicle = self._vehicles.get((agency_id, vehicle_id))
+        found = self.settle(Source.SOURCE_VEHICLE, agency_id, vehicle_id, at)
+        return (vehicle.unit_id, found.officer_ids) if vehicle and isinstance(found, Holder) else ("", ())
+
+    def wearers(self, agency_id: str, camera_id: str) -> set[str]:
+        """Officers who have, or have had, a camera."""
+        radios = self._radios_of_camera.get((agency_id, camera_id), ())
+        return {each.officer_id for radio in radios for each in self._intervals(radio) if camera_id in each.camera_ids}
+
+
+def judge(directory: Directory, source: Source.ValueType, agency_id: str, device_id: str, fix: Fix, now: float, late_s: float) -> (
+    tuple[Holder, bool] | Refusal.ValueType
+):  # fmt: skip
+    """Whose a fix is and whether its clock is suspect, or why it is not taken."""
+    if why := flaw(fix):
+        return why
+    suspect = fix.fixed_at > now + AHEAD_S
+    if fix.fixed_at < now - late_s:
+        return Refusal.REFUSAL_TOO_OLD
+    found = directory.settle(source, agency_id, device_id, now if suspect else fix.fixed_at)
+    return (found, suspect) if isinstance(found, Holder) else found
+
+
+# --- how it is kept ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Privacy:
+    """How an agency wants positions kept and shown: resolution of the idle's cells, days for tracks of emergencies and for others."""
+
+    idle_resolution: int = 9
+    keep_days: int = 31
+    keep_idle_days: int = 7
+
+
+class Taken(NamedTuple):
+    """A fix that was taken, as it comes back from its topic; times in seconds since 1970."""
+
+    agency_id: str
+    source: Source.ValueType
+    device_id: str
+    holder: Holder
+    fix: Fix
+    reported_at: float
+    taken_at: float
+    clock_suspect: bool
+
+
+class Point(NamedTuple):
+    """A point of the track of one unit."""
+
+    agency_id: str
+    kind: UnitKind.ValueType
+    unit_id: str
+    source: Source.ValueType
+    fix: Fix
+    taken_at: float
+    coarse: bool
+    clock_suspect: bool
+    emergency_id: str
+    visible_to: str
+    delete_on: date
+
+
+def points(taken: Taken, privacy: Privacy) -> Iterable[Point]:
+    """What of a fix is kept: one point for each officer whose it is, one for the vehicle; coarse unless there is an emergency."""
+    holder, coarse = taken.holder, not taken.holder.emergency_id and privacy.idle_resolution < _NO_CELL
+    fix = coarsened(taken.fix, privacy.idle_resolution) if coarse else taken.fix
+    days = privacy.keep_days if holder.emergency_id else privacy.keep_idle_days
+    delete_on = (datetime.fromtimestamp(taken.taken_at, UTC) + timedelta(days=days + 1)).date()
+    units = [(UnitKind.UNIT_KIND_OFFICER, officer_id) for officer_id in holder.officer_ids]
+    if taken.source == Source.SOURCE_VEHICLE:
+        units.append((UnitKind.UNIT_KIND_VEHICLE, taken.device_id))
+    elif not units:
+        units.append((UnitKind.UNIT_KIND_RADIO, taken.device_id))
+    for kind, unit_id in units:
+        yield Point(taken.agency_id, kind, unit_id, taken.source, fix, taken.taken_at, coarse, taken.clock_suspect,
+                    holder.emergency_id, holder.visible_to, delete_on)  # fmt: skip
+
+
+def distance_m(a: Fix, b: Fix) -> float:
+    """Metres along the great circle; quick, for short ways."""
+    mean = math.radians((a.latitude + b.latitude) / 2)
+    east = math.radians((b.longitude - a.longitude + 540) % 360 - 180) * math.cos(mean)
+    return 6_371_009.0 * math.hypot(east, math.radians(b.latitude - a.latitude))

@@ -1,0 +1,1 @@
+"""Where everybody is now: in memory, on every replica."""
