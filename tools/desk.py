@@ -12,6 +12,8 @@ from sightline.audit.v1.audit_service_pb2_grpc import AuditServiceStub
 from sightline.audit.v1.oversight_service_pb2_grpc import OversightServiceStub
 from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceStub
 from sightline.evidence.v1.evidence_service_pb2_grpc import EvidenceServiceStub
+from sightline.location.v1.location_service_pb2_grpc import LocationServiceStub
+from sightline.location.v1.map_service_pb2_grpc import MapServiceStub
 from sightline.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from sightline.streams.v1.session_service_pb2_grpc import SessionServiceStub
 from sightline.streams.v1.stream_service_pb2_grpc import StreamServiceStub
@@ -44,6 +46,8 @@ class Desk:
         self.sessions = SessionServiceStub(self._channels["streams"])
         self.audit = AuditServiceStub(self._channels["audit"])
         self.oversight = OversightServiceStub(self._channels["audit"])
+        self.location = LocationServiceStub(self._channels["location"])
+        self.map = MapServiceStub(self._channels["location"])
         self.evidence = EvidenceServiceStub(self._channels["evidence"])
 
     def metadata(self) -> Any:

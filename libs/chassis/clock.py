@@ -29,3 +29,14 @@ def stamp(at: datetime | None) -> Timestamp | None:
     timestamp = Timestamp()
     timestamp.FromDatetime(at)
     return timestamp
+
+
+def seconds_of(timestamp: Timestamp) -> float:
+    """Seconds since 1970, for where times are too many to be objects."""
+    return timestamp.seconds + timestamp.nanos * 1e-9
+
+
+def set_seconds(timestamp: Timestamp, at: float) -> None:
+    """The other way round, to the microsecond."""
+    microseconds = round(at * 1e6)
+    timestamp.seconds, timestamp.nanos = microseconds // 1_000_000, microseconds % 1_000_000 * 1000

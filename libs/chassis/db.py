@@ -105,7 +105,6 @@ class Statements:
             async with self._connection.cursor() as cursor:
                 await cursor.executemany(query, parameters)
 
-
     async def copy(self, query: LiteralString, types: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """`COPY … FROM STDIN (FORMAT BINARY)`: many rows in one stream; `types` are the columns' PostgreSQL types."""
         async with self._connection.cursor() as cursor, cursor.copy(query) as copy:

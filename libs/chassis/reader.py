@@ -26,7 +26,7 @@ class Reader:
     _linger_s, _at_most = 0.0, _BATCH
 
     def __init__(self, name: str, topics: tuple[Topic, ...], handle: Handler, settings: KafkaSettings, publisher: Publisher) -> None:
-        self._name, self._topics, self._handle, self._publisher = name, topics, handle, publisher
+        self.name, self._topics, self._handle, self._publisher = name, topics, handle, publisher
         self._config = client_config(settings) | {
             "group.id": name,
             "enable.auto.commit": False,
@@ -78,7 +78,7 @@ class Reader:
                 positions, self._targets = await self._off_loop(self._seek, consumer, since)
                 return positions
             except KafkaException as error:
-                telemetry.log().warning("waiting", for_="Kafka", reader=self._name, because=str(error))
+                telemetry.log().warning("waiting", for_="Kafka", reader=self.name, because=str(error))
             await asyncio.sleep(0.3)
 
     def _seek(self, consumer: Consumer, since: timedelta | None) -> tuple[list[TopicPartition], dict[tuple[str, int], int]]:
@@ -108,7 +108,7 @@ class Reader:
         batch: list[Received] = []
         for message in await self._off_loop(self._poll, consumer):
             if (error := message.error()) is not None:
-                telemetry.log().warning("kafka read", reader=self._name, error=str(error))
+                telemetry.log().warning("kafka read", reader=self.name, error=str(error))
             else:
                 batch.append(Received.of(message))
         if not batch:
@@ -120,7 +120,7 @@ class Reader:
             try:
                 await self._off_loop(lambda: consumer.commit(offsets=done, asynchronous=False))
             except KafkaException as error:  # a broker or the group has changed: they come again, to whoever has the partition now
-                telemetry.log().warning("positions not kept", reader=self._name, error=str(error))
+                telemetry.log().warning("positions not kept", reader=self.name, error=str(error))
         else:
             self._check_caught_up(positions)
 
@@ -140,16 +140,16 @@ class Reader:
         attempt, pause = 0, _BACKOFF_S
         while True:
             try:
-                with telemetry.span(f"{self._name} read", parent=received.traceparent):
+                with telemetry.span(f"{self.name} read", parent=received.traceparent):
                     await self._handle(received)
                 return
             except TRANSIENT as error:
-                telemetry.log().warning("waiting to handle a record", reader=self._name, topic=received.topic, error=str(error))
+                telemetry.log().warning("waiting to handle a record", reader=self.name, topic=received.topic, error=str(error))
             except PoisonError as error:
                 return await self._dead_letter(received, error)
             except Exception as error:
                 attempt += 1
-                telemetry.log().exception("handler failed", reader=self._name, topic=received.topic, attempt=attempt)
+                telemetry.log().exception("handler failed", reader=self.name, topic=received.topic, attempt=attempt)
                 if attempt == _ATTEMPTS:
                     return await self._dead_letter(received, error)
             await asyncio.sleep(pause)
@@ -157,8 +157,8 @@ class Reader:
 
     async def _dead_letter(self, received: Received, error: Exception) -> None:
         """Keep the bytes, the error and the place. The key makes a second reading of the same poison the same entry."""
-        telemetry.log().error("dead letter", reader=self._name, topic=received.topic, offset=received.offset, error=str(error))
-        record = dead_letter(self._name, received, error)
+        telemetry.log().error("dead letter", reader=self.name, topic=received.topic, offset=received.offset, error=str(error))
+        record = dead_letter(self.name, received, error)
         while True:
             try:
                 return await self._publisher.publish(record)
@@ -207,9 +207,9 @@ class BatchReader(Reader):
             try:
                 return await self._handle_batch(batch)
             except TRANSIENT as error:
-                telemetry.log().warning("waiting to handle a batch", reader=self._name, records=len(batch), error=str(error))
+                telemetry.log().warning("waiting to handle a batch", reader=self.name, records=len(batch), error=str(error))
             except Exception as error:
-                telemetry.log().warning("a batch is handled one by one", reader=self._name, records=len(batch), error=repr(error))
+                telemetry.log().warning("a batch is handled one by one", reader=self.name, records=len(batch), error=repr(error))
                 return await super()._handle_all(batch)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _BACKOFF_MAX_S)

@@ -25,6 +25,7 @@ _OVERSIGHT = "/sightline.audit.v1.OversightService/"
 _EVIDENCE = "/sightline.evidence.v1.EvidenceService/"
 _SHELF = "/sightline.evidence.v1.ShelfLinkService/"
 _LOCATION = "/sightline.location.v1.LocationService/"
+_MAP = "/sightline.location.v1.MapService/"
 _RELAY = "/sightline.streams.v1.RelayLinkService/"
 
 ALLOWED: Mapping[str, Allowed] = {
@@ -83,10 +84,10 @@ ALLOWED: Mapping[str, Allowed] = {
     _SHELF + "ListDeletions": _machines("service"),
     _SHELF + "ConfirmDeletion": _machines("service"),
     _LOCATION + "ReportPositions": _machines("gateway", "cad", "avl", "camera"),
-    _LOCATION + "GetUnit": _people("supervisor", "analyst"),
+    _MAP + "GetUnit": _people("supervisor", "analyst"),
     _LOCATION + "GetTrack": _people("supervisor", "analyst", "auditor"),
-    _LOCATION + "FindNearest": _people("supervisor", "analyst"),
-    _LOCATION + "WatchArea": _people("supervisor", "analyst"),
+    _MAP + "FindNearest": _people("supervisor", "analyst"),
+    _MAP + "WatchArea": _people("supervisor", "analyst"),
     _LOCATION + "SetPrivacy": _people("admin"),
     _LOCATION + "GetPrivacy": _people("admin", "supervisor", "analyst", "auditor"),
     _STREAMS + "GetActivation": _people("supervisor", "analyst", "auditor"),

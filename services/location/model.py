@@ -2,20 +2,23 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 
-import h3
+import h3.api.basic_int as h3
+from chassis.clock import seconds_of, set_seconds
 from chassis.recent import Recent
+from sightline.location.v1 import position_pb2
 from sightline.location.v1.position_pb2 import Refusal, Source, UnitKind
 
 # A receiver's clock may be ahead by so much, seconds.
 AHEAD_S = 2.0
 _FASTEST_MPS, _COARSEST_M = 350.0, 100_000.0
 _CLOSED_AT_MOST = 100_000
-_NO_CELL = 15  # the finest resolution: as precise as the fix
+# At this resolution of H3 a place is as precise as its fix.
+FINEST = 15
 
 
 class Fix(NamedTuple):
@@ -41,9 +44,34 @@ def flaw(fix: Fix) -> Refusal.ValueType:
     return Refusal.REFUSAL_UNSPECIFIED
 
 
+def from_fix(message: position_pb2.Fix) -> Fix:
+    """A fix's model form."""
+    return Fix(
+        message.latitude,
+        message.longitude,
+        message.accuracy_m if message.HasField("accuracy_m") else None,
+        message.speed_mps if message.HasField("speed_mps") else None,
+        message.course_deg if message.HasField("course_deg") else None,
+        seconds_of(message.fixed_at),
+    )
+
+
+def set_fix(message: position_pb2.Fix, fix: Fix) -> None:
+    """Write a fix's wire form; without a time if it has none."""
+    message.latitude, message.longitude = fix.latitude, fix.longitude
+    if fix.accuracy_m is not None:
+        message.accuracy_m = fix.accuracy_m
+    if fix.speed_mps is not None:
+        message.speed_mps = fix.speed_mps
+    if fix.course_deg is not None:
+        message.course_deg = fix.course_deg
+    if fix.fixed_at:
+        set_seconds(message.fixed_at, fix.fixed_at)
+
+
 def coarsened(fix: Fix, resolution: int) -> Fix:
     """The middle of the fix's H3 cell, with the cell's radius as accuracy; nothing of how it moves."""
-    if resolution >= _NO_CELL:
+    if resolution >= FINEST:
         return fix
     latitude, longitude = h3.cell_to_latlng(h3.latlng_to_cell(fix.latitude, fix.longitude, resolution))
     return Fix(latitude, longitude, _RADII_M[resolution], None, None, fix.fixed_at)
@@ -129,7 +157,7 @@ class Directory:
     # --- what it is told ---------------------------------------------------------------------------------------------
 
     def learn_duty(self, radio: str, agency_id: str, version: int, intervals: Sequence[Interval], told_at: float) -> set[str]:
-        """A radio's duty record; an older one than is known changes nothing. Returns the officers whom it is about."""
+        """A radio's duty record; an older one than is known changes nothing. Returns the officers for whom something has changed."""
         known = self._radios.get(radio)
         if known is not None and version < known.version:
             return set()
@@ -137,9 +165,12 @@ class Directory:
         # A record leaves out what has long ended; a late fix may still be of then.
         first = min((each.start for each in intervals), default=told_at)
         kept = [each for each in before if each.end <= first and each.end > told_at - self._late_s]
+        now = (*kept, *intervals)
+        if known is not None and now == before:
+            known.version = version
+            return set()
         for each in before:
             self._index(radio, agency_id, each, forget=True)
-        now = (*kept, *intervals)
         for each in now:
             self._index(radio, agency_id, each)
         self._radios[radio] = _Radio(agency_id, version, now)
@@ -162,7 +193,7 @@ class Directory:
         return True
 
     def learn_emergency(self, known: KnownEmergency) -> set[str]:
-        """An emergency's state; an older one than is known changes nothing. Returns the officers whom it is about."""
+        """An emergency's state; an older one than is known changes nothing. Returns the officers and the radio that it is about."""
         key = known.emergency_id
         before = self._open.get(key)
         if known.version <= max(before.version if before else 0, self._closed.get(key) or 0):
@@ -184,7 +215,7 @@ class Directory:
         if emergency is None:
             return set()
         holders = {each.officer_id for each in self._intervals(emergency.radio) if each.end > emergency.since}
-        return holders | ({emergency.officer_id} - {""})
+        return (holders | {emergency.radio, emergency.officer_id}) - {""}
 
     # --- what it is asked --------------------------------------------------------------------------------------------
 
@@ -194,23 +225,17 @@ class Directory:
             return self._settle_radio(agency_id, device_id, at)
         if source == Source.SOURCE_CAMERA:
             radios = self._radios_of_camera.get((agency_id, device_id))
-            found = [
-                (radio, each) for radio in radios or () for each in self._intervals(radio) if each.holds(at) and device_id in each.camera_ids
-            ]
+            found = [each for each in self._held(radios or (), at) if device_id in each[1].camera_ids]
         else:
             vehicle = self._vehicles.get((agency_id, device_id))
-            radios = self._radios_of_unit.get((agency_id, vehicle.unit_id)) if vehicle else None
-            found = [
-                (radio, each)
-                for radio in radios or ()
-                for each in self._intervals(radio)
-                if each.holds(at) and vehicle and each.unit_id == vehicle.unit_id
-            ]
-            if vehicle is not None and not found:
-                return Refusal.REFUSAL_OFF_DUTY
-        if not found:
-            return Refusal.REFUSAL_OFF_DUTY if radios is not None else Refusal.REFUSAL_UNKNOWN_DEVICE
-        return self._holder(found)
+            radios = self._radios_of_unit.get((agency_id, vehicle.unit_id), set()) if vehicle else None
+            found = [each for each in self._held(radios or (), at) if vehicle and each[1].unit_id == vehicle.unit_id]
+        if found:
+            return self._holder(found)
+        return Refusal.REFUSAL_UNKNOWN_DEVICE if radios is None else Refusal.REFUSAL_OFF_DUTY
+
+    def _held(self, radios: Iterable[str], at: float) -> Iterator[tuple[str, Interval]]:
+        return ((radio, each) for radio in radios for each in self._intervals(radio) if each.holds(at))
 
     def _settle_radio(self, agency_id: str, radio: str, at: float) -> Holder | Refusal.ValueType:
         known = self._radios.get(radio)
@@ -238,7 +263,7 @@ class Directory:
         return known.intervals if known else ()
 
     def _emergency(self, officer_id: str, radio: str) -> str:
-        return next(iter(self._open_of_officer.get(officer_id) or self._open_of_radio.get(radio) or ()), "")
+        return min(self._open_of_officer.get(officer_id) or self._open_of_radio.get(radio) or ("",)) if self._open else ""
 
     def on_duty(self, officer_id: str, at: float) -> Interval | None:
         """What an officer has at a time; None off duty."""
@@ -247,13 +272,19 @@ class Directory:
 
     def emergency_of_officer(self, officer_id: str, at: float) -> str:
         """An open emergency of an officer, or of the radio that he or she holds; empty if there is none."""
-        radios = [r for r in self._radios_of_officer.get(officer_id, ())
-                  if any(each.officer_id == officer_id and each.holds(at) for each in self._intervals(r))]  # fmt: skip
-        return next(filter(None, (self._emergency(officer_id, radio) for radio in radios or ("",))), "")
+        if not self._open:
+            return ""
+        if own := self._open_of_officer.get(officer_id):
+            return min(own)
+        for radio in self._radios_of_officer.get(officer_id, ()):
+            of_radio = self._open_of_radio.get(radio)
+            if of_radio and any(each.officer_id == officer_id and each.holds(at) for each in self._intervals(radio)):
+                return min(of_radio)
+        return ""
 
     def emergency_of_radio(self, radio: str) -> str:
         """An open emergency of a radio; empty if there is none."""
-        return next(iter(self._open_of_radio.get(radio, ())), "")
+        return min(self._open_of_radio.get(radio) or ("",))
 
     def crew(self, agency_id: str, vehicle_id: str, at: float) -> tuple[str, tuple[str, ...]]:
         """The unit that drives a vehicle, and its officers on duty."""
@@ -323,7 +354,7 @@ class Point(NamedTuple):
 
 def points(taken: Taken, privacy: Privacy) -> Iterable[Point]:
     """What of a fix is kept: one point for each officer whose it is, one for the vehicle; coarse unless there is an emergency."""
-    holder, coarse = taken.holder, not taken.holder.emergency_id and privacy.idle_resolution < _NO_CELL
+    holder, coarse = taken.holder, not taken.holder.emergency_id and privacy.idle_resolution < FINEST
     fix = coarsened(taken.fix, privacy.idle_resolution) if coarse else taken.fix
     days = privacy.keep_days if holder.emergency_id else privacy.keep_idle_days
     delete_on = (datetime.fromtimestamp(taken.taken_at, UTC) + timedelta(days=days + 1)).date()

@@ -36,9 +36,9 @@ from tools.topics import create_topics
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_DATA = ROOT / ".local"
-WITH_TABLES = ("registry", "emergency", "streams", "evidence", "audit")
+WITH_TABLES = ("registry", "emergency", "streams", "evidence", "audit", "location")
 # Everything on the path of a press, and of pictures, runs twice; these do not.
-SINGLE = ("evidence", "audit")
+SINGLE = ("evidence", "audit", "location")
 REPLICAS, LANES = ("a", "b"), ("a", "b")
 # Settings for tests: what happens once in ten minutes or in half an hour happens all the time.
 QUICK_PERIODS = {

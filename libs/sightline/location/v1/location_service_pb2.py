@@ -23,12 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
-from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from sightline.location.v1 import position_pb2 as sightline_dot_location_dot_v1_dot_position__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,sightline/location/v1/location_service.proto\x12\x15sightline.location.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$sightline/location/v1/position.proto\"]\n\x16ReportPositionsRequest\x12\x43\n\x07reports\x18\x01 \x03(\x0b\x32%.sightline.location.v1.PositionReportB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"O\n\rRefusedReport\x12\r\n\x05index\x18\x01 \x01(\r\x12/\n\x07refusal\x18\x02 \x01(\x0e\x32\x1e.sightline.location.v1.Refusal\"_\n\x17ReportPositionsResponse\x12\r\n\x05taken\x18\x01 \x01(\r\x12\x35\n\x07refused\x18\x02 \x03(\x0b\x32$.sightline.location.v1.RefusedReport\"s\n\x08UnitName\x12\x39\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.sightline.location.v1.UnitKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12,\n\x02id\x18\x02 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\"G\n\x0eGetUnitRequest\x12\x35\n\x04unit\x18\x01 \x01(\x0b\x32\x1f.sightline.location.v1.UnitNameB\x06\xbaH\x03\xc8\x01\x01\"\xfd\x01\n\tSourceFix\x12-\n\x06source\x18\x01 \x01(\x0e\x32\x1d.sightline.location.v1.Source\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\'\n\x03\x66ix\x18\x03 \x01(\x0b\x32\x1a.sightline.location.v1.Fix\x12/\n\x0breported_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08taken_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x03\x61ge\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"t\n\x0fGetUnitResponse\x12.\n\x04unit\x18\x01 \x01(\x0b\x32 .sightline.location.v1.UnitOnMap\x12\x31\n\x07sources\x18\x02 \x03(\x0b\x32 .sightline.location.v1.SourceFix\"\x8f\x02\n\x0fGetTrackRequest\x12\x35\n\x04unit\x18\x01 \x01(\x0b\x32\x1f.sightline.location.v1.UnitNameB\x06\xbaH\x03\xc8\x01\x01\x12\x30\n\x04\x66rom\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x02to\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12&\n\x06reason\x18\x04 \x01(\tB\x16\xbaH\x13r\x11\x10\x03\x18\xf4\x03\x32\n^[^\\x00]*$\x12\x1d\n\tpage_size\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x88\'(\x00\x12\x1c\n\npage_token\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\"\xcf\x01\n\nTrackPoint\x12\'\n\x03\x66ix\x18\x01 \x01(\x0b\x32\x1a.sightline.location.v1.Fix\x12-\n\x06source\x18\x02 \x01(\x0e\x32\x1d.sightline.location.v1.Source\x12,\n\x08taken_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63oarse\x18\x04 \x01(\x08\x12\x15\n\rclock_suspect\x18\x05 \x01(\x08\x12\x14\n\x0c\x65mergency_id\x18\x06 \x01(\t\"^\n\x10GetTrackResponse\x12\x31\n\x06points\x18\x01 \x03(\x0b\x32!.sightline.location.v1.TrackPoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa7\x02\n\x12\x46indNearestRequest\x12)\n\x08latitude\x18\x01 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80V@)\x00\x00\x00\x00\x00\x80V\xc0\x12*\n\tlongitude\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80\x66@)\x00\x00\x00\x00\x00\x80\x66\xc0\x12\x41\n\x05kinds\x18\x03 \x03(\x0e\x32\x1f.sightline.location.v1.UnitKindB\x11\xbaH\x0e\x92\x01\x0b\x10\x04\"\x07\x82\x01\x04\x10\x01 \x00\x12\x18\n\x05\x63ount\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x32(\x00\x12:\n\x07max_age\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\x80\xa3\x05*\x00\x12!\n\x08within_m\x18\x06 \x01(\x02\x42\x0f\xbaH\x0c\n\n\x1d\x00P\xc3G-\x00\x00\x00\x00\"N\n\x08NearUnit\x12.\n\x04unit\x18\x01 \x01(\x0b\x32 .sightline.location.v1.UnitOnMap\x12\x12\n\ndistance_m\x18\x02 \x01(\x02\"E\n\x13\x46indNearestResponse\x12.\n\x05units\x18\x01 \x03(\x0b\x32\x1f.sightline.location.v1.NearUnit\"\xa3\x01\n\x03\x42ox\x12&\n\x05south\x18\x01 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80V@)\x00\x00\x00\x00\x00\x80V\xc0\x12%\n\x04west\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80\x66@)\x00\x00\x00\x00\x00\x80\x66\xc0\x12&\n\x05north\x18\x03 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80V@)\x00\x00\x00\x00\x00\x80V\xc0\x12%\n\x04\x65\x61st\x18\x04 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80\x66@)\x00\x00\x00\x00\x00\x80\x66\xc0\";\n\x10WatchAreaRequest\x12\'\n\x03\x62ox\x18\x01 \x01(\x0b\x32\x1a.sightline.location.v1.Box\"|\n\nCellUpdate\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\x04\x12\x12\n\nvisible_to\x18\x02 \x01(\t\x12\r\n\x05whole\x18\x03 \x01(\x08\x12/\n\x05units\x18\x04 \x03(\x0b\x32 .sightline.location.v1.UnitOnMap\x12\x0c\n\x04gone\x18\x05 \x03(\t\"W\n\x11WatchAreaResponse\x12\x30\n\x05\x63\x65lls\x18\x01 \x03(\x0b\x32!.sightline.location.v1.CellUpdate\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"\xdf\x01\n\x07Privacy\x12\"\n\x0fidle_resolution\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\x0f(\x05\x12\x1d\n\tkeep_days\x18\x02 \x01(\rB\n\xbaH\x07*\x05\x18\xee\x02(\x01\x12\"\n\x0ekeep_idle_days\x18\x03 \x01(\rB\n\xbaH\x07*\x05\x18\xee\x02(\x01:m\xbaHj\x1ah\n\x0fidle_not_longer\x12.keep_idle_days must not be more than keep_days\x1a%this.keep_idle_days <= this.keep_days\"L\n\x11SetPrivacyRequest\x12\x37\n\x07privacy\x18\x01 \x01(\x0b\x32\x1e.sightline.location.v1.PrivacyB\x06\xbaH\x03\xc8\x01\x01\"E\n\x12SetPrivacyResponse\x12/\n\x07privacy\x18\x01 \x01(\x0b\x32\x1e.sightline.location.v1.Privacy\"\x13\n\x11GetPrivacyRequest\"E\n\x12GetPrivacyResponse\x12/\n\x07privacy\x18\x01 \x01(\x0b\x32\x1e.sightline.location.v1.Privacy2\xcc\x05\n\x0fLocationService\x12t\n\x0fReportPositions\x12-.sightline.location.v1.ReportPositionsRequest\x1a..sightline.location.v1.ReportPositionsResponse(\x01\x30\x01\x12X\n\x07GetUnit\x12%.sightline.location.v1.GetUnitRequest\x1a&.sightline.location.v1.GetUnitResponse\x12[\n\x08GetTrack\x12&.sightline.location.v1.GetTrackRequest\x1a\'.sightline.location.v1.GetTrackResponse\x12\x64\n\x0b\x46indNearest\x12).sightline.location.v1.FindNearestRequest\x1a*.sightline.location.v1.FindNearestResponse\x12`\n\tWatchArea\x12\'.sightline.location.v1.WatchAreaRequest\x1a(.sightline.location.v1.WatchAreaResponse0\x01\x12\x61\n\nSetPrivacy\x12(.sightline.location.v1.SetPrivacyRequest\x1a).sightline.location.v1.SetPrivacyResponse\x12\x61\n\nGetPrivacy\x12(.sightline.location.v1.GetPrivacyRequest\x1a).sightline.location.v1.GetPrivacyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,sightline/location/v1/location_service.proto\x12\x15sightline.location.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$sightline/location/v1/position.proto\"]\n\x16ReportPositionsRequest\x12\x43\n\x07reports\x18\x01 \x03(\x0b\x32%.sightline.location.v1.PositionReportB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"O\n\rRefusedReport\x12\r\n\x05index\x18\x01 \x01(\r\x12/\n\x07refusal\x18\x02 \x01(\x0e\x32\x1e.sightline.location.v1.Refusal\"_\n\x17ReportPositionsResponse\x12\r\n\x05taken\x18\x01 \x01(\r\x12\x35\n\x07refused\x18\x02 \x03(\x0b\x32$.sightline.location.v1.RefusedReport\"\x8f\x02\n\x0fGetTrackRequest\x12\x35\n\x04unit\x18\x01 \x01(\x0b\x32\x1f.sightline.location.v1.UnitNameB\x06\xbaH\x03\xc8\x01\x01\x12\x30\n\x04\x66rom\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x02to\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12&\n\x06reason\x18\x04 \x01(\tB\x16\xbaH\x13r\x11\x10\x03\x18\xf4\x03\x32\n^[^\\x00]*$\x12\x1d\n\tpage_size\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x88\'(\x00\x12\x1c\n\npage_token\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\"\xcf\x01\n\nTrackPoint\x12\'\n\x03\x66ix\x18\x01 \x01(\x0b\x32\x1a.sightline.location.v1.Fix\x12-\n\x06source\x18\x02 \x01(\x0e\x32\x1d.sightline.location.v1.Source\x12,\n\x08taken_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63oarse\x18\x04 \x01(\x08\x12\x15\n\rclock_suspect\x18\x05 \x01(\x08\x12\x14\n\x0c\x65mergency_id\x18\x06 \x01(\t\"^\n\x10GetTrackResponse\x12\x31\n\x06points\x18\x01 \x03(\x0b\x32!.sightline.location.v1.TrackPoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdf\x01\n\x07Privacy\x12\"\n\x0fidle_resolution\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\x0f(\x05\x12\x1d\n\tkeep_days\x18\x02 \x01(\rB\n\xbaH\x07*\x05\x18\xee\x02(\x01\x12\"\n\x0ekeep_idle_days\x18\x03 \x01(\rB\n\xbaH\x07*\x05\x18\xee\x02(\x01:m\xbaHj\x1ah\n\x0fidle_not_longer\x12.keep_idle_days must not be more than keep_days\x1a%this.keep_idle_days <= this.keep_days\"L\n\x11SetPrivacyRequest\x12\x37\n\x07privacy\x18\x01 \x01(\x0b\x32\x1e.sightline.location.v1.PrivacyB\x06\xbaH\x03\xc8\x01\x01\"E\n\x12SetPrivacyResponse\x12/\n\x07privacy\x18\x01 \x01(\x0b\x32\x1e.sightline.location.v1.Privacy\"\x13\n\x11GetPrivacyRequest\"E\n\x12GetPrivacyResponse\x12/\n\x07privacy\x18\x01 \x01(\x0b\x32\x1e.sightline.location.v1.Privacy2\xaa\x03\n\x0fLocationService\x12t\n\x0fReportPositions\x12-.sightline.location.v1.ReportPositionsRequest\x1a..sightline.location.v1.ReportPositionsResponse(\x01\x30\x01\x12[\n\x08GetTrack\x12&.sightline.location.v1.GetTrackRequest\x1a\'.sightline.location.v1.GetTrackResponse\x12\x61\n\nSetPrivacy\x12(.sightline.location.v1.SetPrivacyRequest\x1a).sightline.location.v1.SetPrivacyResponse\x12\x61\n\nGetPrivacy\x12(.sightline.location.v1.GetPrivacyRequest\x1a).sightline.location.v1.GetPrivacyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,12 +36,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REPORTPOSITIONSREQUEST'].fields_by_name['reports']._loaded_options = None
   _globals['_REPORTPOSITIONSREQUEST'].fields_by_name['reports']._serialized_options = b'\272H\010\222\001\005\010\001\020\350\007'
-  _globals['_UNITNAME'].fields_by_name['kind']._loaded_options = None
-  _globals['_UNITNAME'].fields_by_name['kind']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
-  _globals['_UNITNAME'].fields_by_name['id']._loaded_options = None
-  _globals['_UNITNAME'].fields_by_name['id']._serialized_options = b'\272H\035r\0332\031^[a-z0-9][a-z0-9-]{1,62}$'
-  _globals['_GETUNITREQUEST'].fields_by_name['unit']._loaded_options = None
-  _globals['_GETUNITREQUEST'].fields_by_name['unit']._serialized_options = b'\272H\003\310\001\001'
   _globals['_GETTRACKREQUEST'].fields_by_name['unit']._loaded_options = None
   _globals['_GETTRACKREQUEST'].fields_by_name['unit']._serialized_options = b'\272H\003\310\001\001'
   _globals['_GETTRACKREQUEST'].fields_by_name['from']._loaded_options = None
@@ -55,26 +48,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETTRACKREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\210\'(\000'
   _globals['_GETTRACKREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_GETTRACKREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\364\003'
-  _globals['_FINDNEARESTREQUEST'].fields_by_name['latitude']._loaded_options = None
-  _globals['_FINDNEARESTREQUEST'].fields_by_name['latitude']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\200V@)\000\000\000\000\000\200V\300'
-  _globals['_FINDNEARESTREQUEST'].fields_by_name['longitude']._loaded_options = None
-  _globals['_FINDNEARESTREQUEST'].fields_by_name['longitude']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\200f@)\000\000\000\000\000\200f\300'
-  _globals['_FINDNEARESTREQUEST'].fields_by_name['kinds']._loaded_options = None
-  _globals['_FINDNEARESTREQUEST'].fields_by_name['kinds']._serialized_options = b'\272H\016\222\001\013\020\004\"\007\202\001\004\020\001 \000'
-  _globals['_FINDNEARESTREQUEST'].fields_by_name['count']._loaded_options = None
-  _globals['_FINDNEARESTREQUEST'].fields_by_name['count']._serialized_options = b'\272H\006\032\004\0302(\000'
-  _globals['_FINDNEARESTREQUEST'].fields_by_name['max_age']._loaded_options = None
-  _globals['_FINDNEARESTREQUEST'].fields_by_name['max_age']._serialized_options = b'\272H\013\252\001\010\"\004\010\200\243\005*\000'
-  _globals['_FINDNEARESTREQUEST'].fields_by_name['within_m']._loaded_options = None
-  _globals['_FINDNEARESTREQUEST'].fields_by_name['within_m']._serialized_options = b'\272H\014\n\n\035\000P\303G-\000\000\000\000'
-  _globals['_BOX'].fields_by_name['south']._loaded_options = None
-  _globals['_BOX'].fields_by_name['south']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\200V@)\000\000\000\000\000\200V\300'
-  _globals['_BOX'].fields_by_name['west']._loaded_options = None
-  _globals['_BOX'].fields_by_name['west']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\200f@)\000\000\000\000\000\200f\300'
-  _globals['_BOX'].fields_by_name['north']._loaded_options = None
-  _globals['_BOX'].fields_by_name['north']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\200V@)\000\000\000\000\000\200V\300'
-  _globals['_BOX'].fields_by_name['east']._loaded_options = None
-  _globals['_BOX'].fields_by_name['east']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\200f@)\000\000\000\000\000\200f\300'
   _globals['_PRIVACY'].fields_by_name['idle_resolution']._loaded_options = None
   _globals['_PRIVACY'].fields_by_name['idle_resolution']._serialized_options = b'\272H\006*\004\030\017(\005'
   _globals['_PRIVACY'].fields_by_name['keep_days']._loaded_options = None
@@ -85,50 +58,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRIVACY']._serialized_options = b'\272Hj\032h\n\017idle_not_longer\022.keep_idle_days must not be more than keep_days\032%this.keep_idle_days <= this.keep_days'
   _globals['_SETPRIVACYREQUEST'].fields_by_name['privacy']._loaded_options = None
   _globals['_SETPRIVACYREQUEST'].fields_by_name['privacy']._serialized_options = b'\272H\003\310\001\001'
-  _globals['_REPORTPOSITIONSREQUEST']._serialized_start=203
-  _globals['_REPORTPOSITIONSREQUEST']._serialized_end=296
-  _globals['_REFUSEDREPORT']._serialized_start=298
-  _globals['_REFUSEDREPORT']._serialized_end=377
-  _globals['_REPORTPOSITIONSRESPONSE']._serialized_start=379
-  _globals['_REPORTPOSITIONSRESPONSE']._serialized_end=474
-  _globals['_UNITNAME']._serialized_start=476
-  _globals['_UNITNAME']._serialized_end=591
-  _globals['_GETUNITREQUEST']._serialized_start=593
-  _globals['_GETUNITREQUEST']._serialized_end=664
-  _globals['_SOURCEFIX']._serialized_start=667
-  _globals['_SOURCEFIX']._serialized_end=920
-  _globals['_GETUNITRESPONSE']._serialized_start=922
-  _globals['_GETUNITRESPONSE']._serialized_end=1038
-  _globals['_GETTRACKREQUEST']._serialized_start=1041
-  _globals['_GETTRACKREQUEST']._serialized_end=1312
-  _globals['_TRACKPOINT']._serialized_start=1315
-  _globals['_TRACKPOINT']._serialized_end=1522
-  _globals['_GETTRACKRESPONSE']._serialized_start=1524
-  _globals['_GETTRACKRESPONSE']._serialized_end=1618
-  _globals['_FINDNEARESTREQUEST']._serialized_start=1621
-  _globals['_FINDNEARESTREQUEST']._serialized_end=1916
-  _globals['_NEARUNIT']._serialized_start=1918
-  _globals['_NEARUNIT']._serialized_end=1996
-  _globals['_FINDNEARESTRESPONSE']._serialized_start=1998
-  _globals['_FINDNEARESTRESPONSE']._serialized_end=2067
-  _globals['_BOX']._serialized_start=2070
-  _globals['_BOX']._serialized_end=2233
-  _globals['_WATCHAREAREQUEST']._serialized_start=2235
-  _globals['_WATCHAREAREQUEST']._serialized_end=2294
-  _globals['_CELLUPDATE']._serialized_start=2296
-  _globals['_CELLUPDATE']._serialized_end=2420
-  _globals['_WATCHAREARESPONSE']._serialized_start=2422
-  _globals['_WATCHAREARESPONSE']._serialized_end=2509
-  _globals['_PRIVACY']._serialized_start=2512
-  _globals['_PRIVACY']._serialized_end=2735
-  _globals['_SETPRIVACYREQUEST']._serialized_start=2737
-  _globals['_SETPRIVACYREQUEST']._serialized_end=2813
-  _globals['_SETPRIVACYRESPONSE']._serialized_start=2815
-  _globals['_SETPRIVACYRESPONSE']._serialized_end=2884
-  _globals['_GETPRIVACYREQUEST']._serialized_start=2886
-  _globals['_GETPRIVACYREQUEST']._serialized_end=2905
-  _globals['_GETPRIVACYRESPONSE']._serialized_start=2907
-  _globals['_GETPRIVACYRESPONSE']._serialized_end=2976
-  _globals['_LOCATIONSERVICE']._serialized_start=2979
-  _globals['_LOCATIONSERVICE']._serialized_end=3695
+  _globals['_REPORTPOSITIONSREQUEST']._serialized_start=171
+  _globals['_REPORTPOSITIONSREQUEST']._serialized_end=264
+  _globals['_REFUSEDREPORT']._serialized_start=266
+  _globals['_REFUSEDREPORT']._serialized_end=345
+  _globals['_REPORTPOSITIONSRESPONSE']._serialized_start=347
+  _globals['_REPORTPOSITIONSRESPONSE']._serialized_end=442
+  _globals['_GETTRACKREQUEST']._serialized_start=445
+  _globals['_GETTRACKREQUEST']._serialized_end=716
+  _globals['_TRACKPOINT']._serialized_start=719
+  _globals['_TRACKPOINT']._serialized_end=926
+  _globals['_GETTRACKRESPONSE']._serialized_start=928
+  _globals['_GETTRACKRESPONSE']._serialized_end=1022
+  _globals['_PRIVACY']._serialized_start=1025
+  _globals['_PRIVACY']._serialized_end=1248
+  _globals['_SETPRIVACYREQUEST']._serialized_start=1250
+  _globals['_SETPRIVACYREQUEST']._serialized_end=1326
+  _globals['_SETPRIVACYRESPONSE']._serialized_start=1328
+  _globals['_SETPRIVACYRESPONSE']._serialized_end=1397
+  _globals['_GETPRIVACYREQUEST']._serialized_start=1399
+  _globals['_GETPRIVACYREQUEST']._serialized_end=1418
+  _globals['_GETPRIVACYRESPONSE']._serialized_start=1420
+  _globals['_GETPRIVACYRESPONSE']._serialized_end=1489
+  _globals['_LOCATIONSERVICE']._serialized_start=1492
+  _globals['_LOCATIONSERVICE']._serialized_end=1918
 # @@protoc_insertion_point(module_scope)

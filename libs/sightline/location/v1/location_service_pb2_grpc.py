@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class LocationServiceStub:
-    """LocationService knows where everybody with a camera is, and for some time was.
+    """LocationService takes positions in, and keeps them as tracks for some time.
     """
 
     def __init__(self, channel):
@@ -40,25 +40,10 @@ class LocationServiceStub:
                 request_serializer=sightline_dot_location_dot_v1_dot_location__service__pb2.ReportPositionsRequest.SerializeToString,
                 response_deserializer=sightline_dot_location_dot_v1_dot_location__service__pb2.ReportPositionsResponse.FromString,
                 _registered_method=True)
-        self.GetUnit = channel.unary_unary(
-                '/sightline.location.v1.LocationService/GetUnit',
-                request_serializer=sightline_dot_location_dot_v1_dot_location__service__pb2.GetUnitRequest.SerializeToString,
-                response_deserializer=sightline_dot_location_dot_v1_dot_location__service__pb2.GetUnitResponse.FromString,
-                _registered_method=True)
         self.GetTrack = channel.unary_unary(
                 '/sightline.location.v1.LocationService/GetTrack',
                 request_serializer=sightline_dot_location_dot_v1_dot_location__service__pb2.GetTrackRequest.SerializeToString,
                 response_deserializer=sightline_dot_location_dot_v1_dot_location__service__pb2.GetTrackResponse.FromString,
-                _registered_method=True)
-        self.FindNearest = channel.unary_unary(
-                '/sightline.location.v1.LocationService/FindNearest',
-                request_serializer=sightline_dot_location_dot_v1_dot_location__service__pb2.FindNearestRequest.SerializeToString,
-                response_deserializer=sightline_dot_location_dot_v1_dot_location__service__pb2.FindNearestResponse.FromString,
-                _registered_method=True)
-        self.WatchArea = channel.unary_stream(
-                '/sightline.location.v1.LocationService/WatchArea',
-                request_serializer=sightline_dot_location_dot_v1_dot_location__service__pb2.WatchAreaRequest.SerializeToString,
-                response_deserializer=sightline_dot_location_dot_v1_dot_location__service__pb2.WatchAreaResponse.FromString,
                 _registered_method=True)
         self.SetPrivacy = channel.unary_unary(
                 '/sightline.location.v1.LocationService/SetPrivacy',
@@ -73,7 +58,7 @@ class LocationServiceStub:
 
 
 class LocationServiceServicer:
-    """LocationService knows where everybody with a camera is, and for some time was.
+    """LocationService takes positions in, and keeps them as tracks for some time.
     """
 
     def ReportPositions(self, request_iterator, context):
@@ -84,30 +69,8 @@ class LocationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def GetUnit(self, request, context):
-        """GetUnit tells where a unit is, with every source's newest fix. It is an audit record.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def GetTrack(self, request, context):
         """GetTrack tells where a unit was between two times, in order of time. It is an audit record.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def FindNearest(self, request, context):
-        """FindNearest lists the units nearest to a point.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def WatchArea(self, request, context):
-        """WatchArea sends all that is in an area, then what changes. Who reads too slowly gets the newest state of what was
-        missed, never a backlog. Opening it is an audit record.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,25 +98,10 @@ def add_LocationServiceServicer_to_server(servicer, server):
                     request_deserializer=sightline_dot_location_dot_v1_dot_location__service__pb2.ReportPositionsRequest.FromString,
                     response_serializer=sightline_dot_location_dot_v1_dot_location__service__pb2.ReportPositionsResponse.SerializeToString,
             ),
-            'GetUnit': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetUnit,
-                    request_deserializer=sightline_dot_location_dot_v1_dot_location__service__pb2.GetUnitRequest.FromString,
-                    response_serializer=sightline_dot_location_dot_v1_dot_location__service__pb2.GetUnitResponse.SerializeToString,
-            ),
             'GetTrack': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTrack,
                     request_deserializer=sightline_dot_location_dot_v1_dot_location__service__pb2.GetTrackRequest.FromString,
                     response_serializer=sightline_dot_location_dot_v1_dot_location__service__pb2.GetTrackResponse.SerializeToString,
-            ),
-            'FindNearest': grpc.unary_unary_rpc_method_handler(
-                    servicer.FindNearest,
-                    request_deserializer=sightline_dot_location_dot_v1_dot_location__service__pb2.FindNearestRequest.FromString,
-                    response_serializer=sightline_dot_location_dot_v1_dot_location__service__pb2.FindNearestResponse.SerializeToString,
-            ),
-            'WatchArea': grpc.unary_stream_rpc_method_handler(
-                    servicer.WatchArea,
-                    request_deserializer=sightline_dot_location_dot_v1_dot_location__service__pb2.WatchAreaRequest.FromString,
-                    response_serializer=sightline_dot_location_dot_v1_dot_location__service__pb2.WatchAreaResponse.SerializeToString,
             ),
             'SetPrivacy': grpc.unary_unary_rpc_method_handler(
                     servicer.SetPrivacy,
@@ -174,7 +122,7 @@ def add_LocationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LocationService:
-    """LocationService knows where everybody with a camera is, and for some time was.
+    """LocationService takes positions in, and keeps them as tracks for some time.
     """
 
     @staticmethod
@@ -205,33 +153,6 @@ class LocationService:
             _registered_method=True)
 
     @staticmethod
-    def GetUnit(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/sightline.location.v1.LocationService/GetUnit',
-            sightline_dot_location_dot_v1_dot_location__service__pb2.GetUnitRequest.SerializeToString,
-            sightline_dot_location_dot_v1_dot_location__service__pb2.GetUnitResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
     def GetTrack(request,
             target,
             options=(),
@@ -248,60 +169,6 @@ class LocationService:
             '/sightline.location.v1.LocationService/GetTrack',
             sightline_dot_location_dot_v1_dot_location__service__pb2.GetTrackRequest.SerializeToString,
             sightline_dot_location_dot_v1_dot_location__service__pb2.GetTrackResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def FindNearest(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/sightline.location.v1.LocationService/FindNearest',
-            sightline_dot_location_dot_v1_dot_location__service__pb2.FindNearestRequest.SerializeToString,
-            sightline_dot_location_dot_v1_dot_location__service__pb2.FindNearestResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def WatchArea(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/sightline.location.v1.LocationService/WatchArea',
-            sightline_dot_location_dot_v1_dot_location__service__pb2.WatchAreaRequest.SerializeToString,
-            sightline_dot_location_dot_v1_dot_location__service__pb2.WatchAreaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class LocationServiceStub:
-    """LocationService knows where everybody with a camera is, and for some time was."""
+    """LocationService takes positions in, and keeps them as tracks for some time."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,16 +37,8 @@ class LocationServiceStub:
     """ReportPositions takes batches of fixes from radio gateways, AVL systems and cameras. Each batch is answered, in order,
     once what was taken of it is durable; a batch that was not answered may be sent again, and changes nothing the second time.
     """
-    GetUnit: _grpc.UnaryUnaryMultiCallable[_location_service_pb2.GetUnitRequest, _location_service_pb2.GetUnitResponse]
-    """GetUnit tells where a unit is, with every source's newest fix. It is an audit record."""
     GetTrack: _grpc.UnaryUnaryMultiCallable[_location_service_pb2.GetTrackRequest, _location_service_pb2.GetTrackResponse]
     """GetTrack tells where a unit was between two times, in order of time. It is an audit record."""
-    FindNearest: _grpc.UnaryUnaryMultiCallable[_location_service_pb2.FindNearestRequest, _location_service_pb2.FindNearestResponse]
-    """FindNearest lists the units nearest to a point."""
-    WatchArea: _grpc.UnaryStreamMultiCallable[_location_service_pb2.WatchAreaRequest, _location_service_pb2.WatchAreaResponse]
-    """WatchArea sends all that is in an area, then what changes. Who reads too slowly gets the newest state of what was
-    missed, never a backlog. Opening it is an audit record.
-    """
     SetPrivacy: _grpc.UnaryUnaryMultiCallable[_location_service_pb2.SetPrivacyRequest, _location_service_pb2.SetPrivacyResponse]
     """SetPrivacy says how the caller's agency wants its people's positions kept and shown."""
     GetPrivacy: _grpc.UnaryUnaryMultiCallable[_location_service_pb2.GetPrivacyRequest, _location_service_pb2.GetPrivacyResponse]
@@ -54,30 +46,22 @@ class LocationServiceStub:
 
 @_typing.type_check_only
 class LocationServiceAsyncStub(LocationServiceStub):
-    """LocationService knows where everybody with a camera is, and for some time was."""
+    """LocationService takes positions in, and keeps them as tracks for some time."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReportPositions: _aio.StreamStreamMultiCallable[_location_service_pb2.ReportPositionsRequest, _location_service_pb2.ReportPositionsResponse]  # type: ignore[assignment]
     """ReportPositions takes batches of fixes from radio gateways, AVL systems and cameras. Each batch is answered, in order,
     once what was taken of it is durable; a batch that was not answered may be sent again, and changes nothing the second time.
     """
-    GetUnit: _aio.UnaryUnaryMultiCallable[_location_service_pb2.GetUnitRequest, _location_service_pb2.GetUnitResponse]  # type: ignore[assignment]
-    """GetUnit tells where a unit is, with every source's newest fix. It is an audit record."""
     GetTrack: _aio.UnaryUnaryMultiCallable[_location_service_pb2.GetTrackRequest, _location_service_pb2.GetTrackResponse]  # type: ignore[assignment]
     """GetTrack tells where a unit was between two times, in order of time. It is an audit record."""
-    FindNearest: _aio.UnaryUnaryMultiCallable[_location_service_pb2.FindNearestRequest, _location_service_pb2.FindNearestResponse]  # type: ignore[assignment]
-    """FindNearest lists the units nearest to a point."""
-    WatchArea: _aio.UnaryStreamMultiCallable[_location_service_pb2.WatchAreaRequest, _location_service_pb2.WatchAreaResponse]  # type: ignore[assignment]
-    """WatchArea sends all that is in an area, then what changes. Who reads too slowly gets the newest state of what was
-    missed, never a backlog. Opening it is an audit record.
-    """
     SetPrivacy: _aio.UnaryUnaryMultiCallable[_location_service_pb2.SetPrivacyRequest, _location_service_pb2.SetPrivacyResponse]  # type: ignore[assignment]
     """SetPrivacy says how the caller's agency wants its people's positions kept and shown."""
     GetPrivacy: _aio.UnaryUnaryMultiCallable[_location_service_pb2.GetPrivacyRequest, _location_service_pb2.GetPrivacyResponse]  # type: ignore[assignment]
     """GetPrivacy tells that."""
 
 class LocationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """LocationService knows where everybody with a camera is, and for some time was."""
+    """LocationService takes positions in, and keeps them as tracks for some time."""
 
     @_abc_1.abstractmethod
     def ReportPositions(
@@ -90,38 +74,12 @@ class LocationServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def GetUnit(
-        self,
-        request: _location_service_pb2.GetUnitRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_location_service_pb2.GetUnitResponse, _abc.Awaitable[_location_service_pb2.GetUnitResponse]]:
-        """GetUnit tells where a unit is, with every source's newest fix. It is an audit record."""
-
-    @_abc_1.abstractmethod
     def GetTrack(
         self,
         request: _location_service_pb2.GetTrackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_location_service_pb2.GetTrackResponse, _abc.Awaitable[_location_service_pb2.GetTrackResponse]]:
         """GetTrack tells where a unit was between two times, in order of time. It is an audit record."""
-
-    @_abc_1.abstractmethod
-    def FindNearest(
-        self,
-        request: _location_service_pb2.FindNearestRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_location_service_pb2.FindNearestResponse, _abc.Awaitable[_location_service_pb2.FindNearestResponse]]:
-        """FindNearest lists the units nearest to a point."""
-
-    @_abc_1.abstractmethod
-    def WatchArea(
-        self,
-        request: _location_service_pb2.WatchAreaRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_location_service_pb2.WatchAreaResponse], _abc.AsyncIterator[_location_service_pb2.WatchAreaResponse]]:
-        """WatchArea sends all that is in an area, then what changes. Who reads too slowly gets the newest state of what was
-        missed, never a backlog. Opening it is an audit record.
-        """
 
     @_abc_1.abstractmethod
     def SetPrivacy(

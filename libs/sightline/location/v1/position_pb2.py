@@ -22,34 +22,41 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from sightline.common.v1 import radio_pb2 as sightline_dot_common_dot_v1_dot_radio__pb2
 from sightline.streams.v1 import camera_link_service_pb2 as sightline_dot_streams_dot_v1_dot_camera__link__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sightline/location/v1/position.proto\x12\x15sightline.location.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fsightline/common/v1/radio.proto\x1a.sightline/streams/v1/camera_link_service.proto\"r\n\x06\x44\x65vice\x12\x33\n\x05radio\x18\x01 \x01(\x0b\x32\".sightline.common.v1.RadioIdentityH\x00\x12\x13\n\tcamera_id\x18\x02 \x01(\tH\x00\x12\x14\n\nvehicle_id\x18\x03 \x01(\tH\x00\x42\x08\n\x06\x64\x65vice\"\xce\x01\n\x03\x46ix\x12\x10\n\x08latitude\x18\x01 \x01(\x01\x12\x11\n\tlongitude\x18\x02 \x01(\x01\x12\x17\n\naccuracy_m\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x16\n\tspeed_mps\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x17\n\ncourse_deg\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12,\n\x08\x66ixed_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\r\n\x0b_accuracy_mB\x0c\n\n_speed_mpsB\r\n\x0b_course_deg\"\xac\x01\n\x0ePositionReport\x12-\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1d.sightline.location.v1.Device\x12\x11\n\tagency_id\x18\x02 \x01(\t\x12\'\n\x03\x66ix\x18\x03 \x01(\x0b\x32\x1a.sightline.location.v1.Fix\x12/\n\x0breported_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xce\x02\n\x08Position\x12\x11\n\tagency_id\x18\x01 \x01(\t\x12-\n\x06source\x18\x02 \x01(\x0e\x32\x1d.sightline.location.v1.Source\x12\x11\n\tdevice_id\x18\x03 \x01(\t\x12\x13\n\x0bofficer_ids\x18\x04 \x03(\t\x12\x0f\n\x07unit_id\x18\x05 \x01(\t\x12\x12\n\nvisible_to\x18\x06 \x01(\t\x12\x14\n\x0c\x65mergency_id\x18\x07 \x01(\t\x12\'\n\x03\x66ix\x18\x08 \x01(\x0b\x32\x1a.sightline.location.v1.Fix\x12/\n\x0breported_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08taken_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rclock_suspect\x18\x0b \x01(\x08\"\xbc\x01\n\x0b\x43\x61meraOnMap\x12\x11\n\tcamera_id\x18\x01 \x01(\t\x12\x0e\n\x06online\x18\x02 \x01(\x08\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.sightline.streams.v1.CameraState\x12\x11\n\tstreaming\x18\x04 \x01(\x08\x12\x13\n\x0b\x61udio_muted\x18\x05 \x01(\x08\x12\x1c\n\x0f\x62\x61ttery_percent\x18\x06 \x01(\rH\x00\x88\x01\x01\x42\x12\n\x10_battery_percent\"\xdf\x02\n\tUnitOnMap\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.sightline.location.v1.UnitKind\x12\n\n\x02id\x18\x02 \x01(\t\x12\x11\n\tagency_id\x18\x03 \x01(\t\x12\x0f\n\x07unit_id\x18\x04 \x01(\t\x12\'\n\x03\x66ix\x18\x05 \x01(\x0b\x32\x1a.sightline.location.v1.Fix\x12-\n\x06source\x18\x06 \x01(\x0e\x32\x1d.sightline.location.v1.Source\x12,\n\x08taken_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63oarse\x18\x08 \x01(\x08\x12\x14\n\x0c\x65mergency_id\x18\t \x01(\t\x12\x33\n\x07\x63\x61meras\x18\n \x03(\x0b\x32\".sightline.location.v1.CameraOnMap\x12\x12\n\nvisible_to\x18\x0b \x01(\t*n\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOURCE_RADIO\x10\x01\x12\x11\n\rSOURCE_CAMERA\x10\x02\x12\x12\n\x0eSOURCE_VEHICLE\x10\x03\x12\x13\n\x0fSOURCE_REGISTRY\x10\x04*\xc9\x01\n\x07Refusal\x12\x17\n\x13REFUSAL_UNSPECIFIED\x10\x00\x12\x16\n\x12REFUSAL_INCOMPLETE\x10\x01\x12\x1b\n\x17REFUSAL_BAD_COORDINATES\x10\x02\x12\x12\n\x0eREFUSAL_NO_FIX\x10\x03\x12\x1a\n\x16REFUSAL_UNKNOWN_DEVICE\x10\x04\x12\x14\n\x10REFUSAL_OFF_DUTY\x10\x05\x12\x15\n\x11REFUSAL_NOT_YOURS\x10\x06\x12\x13\n\x0fREFUSAL_TOO_OLD\x10\x07*\x84\x01\n\x08UnitKind\x12\x19\n\x15UNIT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11UNIT_KIND_OFFICER\x10\x01\x12\x15\n\x11UNIT_KIND_VEHICLE\x10\x02\x12\x1a\n\x16UNIT_KIND_FIXED_CAMERA\x10\x03\x12\x13\n\x0fUNIT_KIND_RADIO\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sightline/location/v1/position.proto\x12\x15sightline.location.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fsightline/common/v1/radio.proto\x1a.sightline/streams/v1/camera_link_service.proto\"r\n\x06\x44\x65vice\x12\x33\n\x05radio\x18\x01 \x01(\x0b\x32\".sightline.common.v1.RadioIdentityH\x00\x12\x13\n\tcamera_id\x18\x02 \x01(\tH\x00\x12\x14\n\nvehicle_id\x18\x03 \x01(\tH\x00\x42\x08\n\x06\x64\x65vice\"\xce\x01\n\x03\x46ix\x12\x10\n\x08latitude\x18\x01 \x01(\x01\x12\x11\n\tlongitude\x18\x02 \x01(\x01\x12\x17\n\naccuracy_m\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x16\n\tspeed_mps\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x17\n\ncourse_deg\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12,\n\x08\x66ixed_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\r\n\x0b_accuracy_mB\x0c\n\n_speed_mpsB\r\n\x0b_course_deg\"\xac\x01\n\x0ePositionReport\x12-\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1d.sightline.location.v1.Device\x12\x11\n\tagency_id\x18\x02 \x01(\t\x12\'\n\x03\x66ix\x18\x03 \x01(\x0b\x32\x1a.sightline.location.v1.Fix\x12/\n\x0breported_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xce\x02\n\x08Position\x12\x11\n\tagency_id\x18\x01 \x01(\t\x12-\n\x06source\x18\x02 \x01(\x0e\x32\x1d.sightline.location.v1.Source\x12\x11\n\tdevice_id\x18\x03 \x01(\t\x12\x13\n\x0bofficer_ids\x18\x04 \x03(\t\x12\x0f\n\x07unit_id\x18\x05 \x01(\t\x12\x12\n\nvisible_to\x18\x06 \x01(\t\x12\x14\n\x0c\x65mergency_id\x18\x07 \x01(\t\x12\'\n\x03\x66ix\x18\x08 \x01(\x0b\x32\x1a.sightline.location.v1.Fix\x12/\n\x0breported_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08taken_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rclock_suspect\x18\x0b \x01(\x08\"\xbc\x01\n\x0b\x43\x61meraOnMap\x12\x11\n\tcamera_id\x18\x01 \x01(\t\x12\x0e\n\x06online\x18\x02 \x01(\x08\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.sightline.streams.v1.CameraState\x12\x11\n\tstreaming\x18\x04 \x01(\x08\x12\x13\n\x0b\x61udio_muted\x18\x05 \x01(\x08\x12\x1c\n\x0f\x62\x61ttery_percent\x18\x06 \x01(\rH\x00\x88\x01\x01\x42\x12\n\x10_battery_percent\"\xdf\x02\n\tUnitOnMap\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.sightline.location.v1.UnitKind\x12\n\n\x02id\x18\x02 \x01(\t\x12\x11\n\tagency_id\x18\x03 \x01(\t\x12\x0f\n\x07unit_id\x18\x04 \x01(\t\x12\'\n\x03\x66ix\x18\x05 \x01(\x0b\x32\x1a.sightline.location.v1.Fix\x12-\n\x06source\x18\x06 \x01(\x0e\x32\x1d.sightline.location.v1.Source\x12,\n\x08taken_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63oarse\x18\x08 \x01(\x08\x12\x14\n\x0c\x65mergency_id\x18\t \x01(\t\x12\x33\n\x07\x63\x61meras\x18\n \x03(\x0b\x32\".sightline.location.v1.CameraOnMap\x12\x12\n\nvisible_to\x18\x0b \x01(\t\"s\n\x08UnitName\x12\x39\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.sightline.location.v1.UnitKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12,\n\x02id\x18\x02 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$*n\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOURCE_RADIO\x10\x01\x12\x11\n\rSOURCE_CAMERA\x10\x02\x12\x12\n\x0eSOURCE_VEHICLE\x10\x03\x12\x13\n\x0fSOURCE_REGISTRY\x10\x04*\xc9\x01\n\x07Refusal\x12\x17\n\x13REFUSAL_UNSPECIFIED\x10\x00\x12\x16\n\x12REFUSAL_INCOMPLETE\x10\x01\x12\x1b\n\x17REFUSAL_BAD_COORDINATES\x10\x02\x12\x12\n\x0eREFUSAL_NO_FIX\x10\x03\x12\x1a\n\x16REFUSAL_UNKNOWN_DEVICE\x10\x04\x12\x14\n\x10REFUSAL_OFF_DUTY\x10\x05\x12\x15\n\x11REFUSAL_NOT_YOURS\x10\x06\x12\x13\n\x0fREFUSAL_TOO_OLD\x10\x07*\x84\x01\n\x08UnitKind\x12\x19\n\x15UNIT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11UNIT_KIND_OFFICER\x10\x01\x12\x15\n\x11UNIT_KIND_VEHICLE\x10\x02\x12\x1a\n\x16UNIT_KIND_FIXED_CAMERA\x10\x03\x12\x13\n\x0fUNIT_KIND_RADIO\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sightline.location.v1.position_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SOURCE']._serialized_start=1559
-  _globals['_SOURCE']._serialized_end=1669
-  _globals['_REFUSAL']._serialized_start=1672
-  _globals['_REFUSAL']._serialized_end=1873
-  _globals['_UNITKIND']._serialized_start=1876
-  _globals['_UNITKIND']._serialized_end=2008
-  _globals['_DEVICE']._serialized_start=177
-  _globals['_DEVICE']._serialized_end=291
-  _globals['_FIX']._serialized_start=294
-  _globals['_FIX']._serialized_end=500
-  _globals['_POSITIONREPORT']._serialized_start=503
-  _globals['_POSITIONREPORT']._serialized_end=675
-  _globals['_POSITION']._serialized_start=678
-  _globals['_POSITION']._serialized_end=1012
-  _globals['_CAMERAONMAP']._serialized_start=1015
-  _globals['_CAMERAONMAP']._serialized_end=1203
-  _globals['_UNITONMAP']._serialized_start=1206
-  _globals['_UNITONMAP']._serialized_end=1557
+  _globals['_UNITNAME'].fields_by_name['kind']._loaded_options = None
+  _globals['_UNITNAME'].fields_by_name['kind']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
+  _globals['_UNITNAME'].fields_by_name['id']._loaded_options = None
+  _globals['_UNITNAME'].fields_by_name['id']._serialized_options = b'\272H\035r\0332\031^[a-z0-9][a-z0-9-]{1,62}$'
+  _globals['_SOURCE']._serialized_start=1705
+  _globals['_SOURCE']._serialized_end=1815
+  _globals['_REFUSAL']._serialized_start=1818
+  _globals['_REFUSAL']._serialized_end=2019
+  _globals['_UNITKIND']._serialized_start=2022
+  _globals['_UNITKIND']._serialized_end=2154
+  _globals['_DEVICE']._serialized_start=206
+  _globals['_DEVICE']._serialized_end=320
+  _globals['_FIX']._serialized_start=323
+  _globals['_FIX']._serialized_end=529
+  _globals['_POSITIONREPORT']._serialized_start=532
+  _globals['_POSITIONREPORT']._serialized_end=704
+  _globals['_POSITION']._serialized_start=707
+  _globals['_POSITION']._serialized_end=1041
+  _globals['_CAMERAONMAP']._serialized_start=1044
+  _globals['_CAMERAONMAP']._serialized_end=1232
+  _globals['_UNITONMAP']._serialized_start=1235
+  _globals['_UNITONMAP']._serialized_end=1586
+  _globals['_UNITNAME']._serialized_start=1588
+  _globals['_UNITNAME']._serialized_end=1703
 # @@protoc_insertion_point(module_scope)

@@ -446,3 +446,29 @@ class UnitOnMap(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnitOnMap: _TypeAlias = UnitOnMap  # noqa: Y015
+
+@_typing.final
+class UnitName(_message.Message):
+    """UnitName names a unit of the caller's agency."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    kind: Global___UnitKind.ValueType
+    """What it is."""
+    id: _builtins.str
+    """The officer, vehicle, camera or radio."""
+    def __init__(
+        self,
+        *,
+        kind: Global___UnitKind.ValueType = ...,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnitName: _TypeAlias = UnitName  # noqa: Y015
