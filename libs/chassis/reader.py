@@ -94,7 +94,7 @@ class Reader:
                 ends[topic.name, number] = high if high > low else low
                 start.append(TopicPartition(topic.name, number, high))
         if since is not None:
-            wanted = int((datetime.now(UTC) - since).timestamp() * 1000)
+            wanted = max(int((datetime.now(UTC) - since).timestamp() * 1000), 0)
             found = consumer.offsets_for_times([TopicPartition(p.topic, p.partition, wanted) for p in start], timeout=10)
             start = [p if p.offset != OFFSET_END else TopicPartition(p.topic, p.partition, ends[p.topic, p.partition]) for p in found]
         return start, ends
