@@ -1,0 +1,207 @@
+"""What the map shows, to whom, and what of it changes."""
+
+from collections.abc import Callable
+from itertools import count
+
+import h3.api.basic_int as h3
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sightline.location.v1 import map_service_pb2 as pb
+from sightline.location.v1.position_pb2 import Source, UnitKind
+from sightline.registry.v1.device_pb2 import FixedCamera
+from sightline.streams.v1.camera_link_service_pb2 import CAMERA_STATE_RECORDING, CameraReport
+from sightline.streams.v1.stream_service_pb2 import CameraStatus
+
+from services.location.model import Directory, Fix, Holder, Interval, KnownEmergency, Privacy, Taken
+from services.location.picture.model import CELL_RESOLUTION, Newest, Picture, Place, Unit, cells_of, encoded, is_plausible
+
+NOW, FOREVER = 1_800_000_000.0, float("inf")
+RADIO, CAMERA, VEHICLE = Source.SOURCE_RADIO, Source.SOURCE_CAMERA, Source.SOURCE_VEHICLE
+HERE, OFFICER = (48.1, 11.5), UnitKind.UNIT_KIND_OFFICER
+_versions = count(1)
+EXACT = Privacy(idle_resolution=15)
+
+
+def newest(at: float = NOW, north_m: float = 0.0, source: Source.ValueType = RADIO, accuracy: float | None = 5.0) -> Newest:
+    return Newest(source, "d", Fix(HERE[0] + north_m / 111_200, HERE[1], accuracy, None, None, at), at, at)
+
+
+def on_duty(directory: Directory, officer: str, visible_to: str = "", end: float = FOREVER) -> None:
+    interval = Interval(NOW - 3600, end, officer, "unit-1", (f"cam-{officer}",), visible_to)
+    directory.learn_duty(f"radio-{officer}", "pd", next(_versions), [interval], NOW)
+
+
+def taken(officer: str, latitude: float = HERE[0], longitude: float = HERE[1], at: float = NOW, *, suspect: bool = False) -> Taken:
+    fix = Fix(latitude, longitude, 5.0, None, None, at)
+    return Taken("pd", RADIO, f"radio-{officer}", Holder((officer,), "unit-1", "", ""), fix, at, at, suspect)
+
+
+@pytest.fixture
+def directory() -> Directory:
+    directory = Directory(7200)
+    for officer in ("anna", "bert"):
+        on_duty(directory, officer)
+    return directory
+
+
+@pytest.fixture
+def picture(directory: Directory) -> Picture:
+    return Picture(directory, lambda _: EXACT)
+
+
+def turn(picture: Picture, now: float = NOW) -> dict[Place, pb.CellUpdate]:
+    updates: dict[Place, pb.CellUpdate] = {}
+    picture.turn(list(picture.changed()), now, updates)
+    return updates
+
+
+def test_late_fixes_and_impossible_ones_are_not_the_newest_but_two_that_agree_are_believed() -> None:
+    unit = Unit(OFFICER, "pd", "anna")
+    assert unit.offer(newest())
+    assert not unit.offer(newest(NOW - 1))
+    assert not unit.offer(newest(NOW))
+    assert not unit.offer(newest(NOW + 10, 50_000))
+    assert unit.offer(newest(NOW + 11, 20))
+    assert not unit.offer(newest(NOW + 20, 50_000))
+    assert not unit.offer(newest(NOW + 21, -50_000))
+    assert unit.offer(newest(NOW + 22, -50_010))
+    assert unit.best == newest(NOW + 22, -50_010)
+
+
+def test_the_shown_fix_is_the_one_that_tells_most_of_where_the_officer_is_now() -> None:
+    unit = Unit(OFFICER, "pd", "anna")
+    unit.offer(newest(NOW, source=RADIO, accuracy=30.0))
+    unit.offer(newest(NOW, source=CAMERA, accuracy=4.0))
+    assert unit.best is not None
+    assert unit.best.source == CAMERA
+    unit.offer(newest(NOW + 60, source=RADIO, accuracy=30.0))
+    assert unit.best.source == RADIO
+    # A vehicle's receiver is good, but the officer may have left the vehicle.
+    unit.offer(newest(NOW + 60, source=VEHICLE, accuracy=1.0))
+    assert unit.best.source == RADIO
+
+
+@given(st.floats(0, 100_000), st.floats(0.0, 100.0))
+def test_nobody_goes_faster_than_a_helicopter(way_m: float, seconds: float) -> None:
+    assert (
+        is_plausible(newest(), newest(NOW + seconds, way_m)) == (way_m - 10 <= 90.0 * max(seconds, 1.0))
+        or abs(way_m - 10 - 90.0 * max(seconds, 1.0)) < way_m / 100 + 1
+    )
+
+
+def test_what_moves_leaves_one_cell_and_is_in_another(picture: Picture) -> None:
+    picture.take(taken("anna"))
+    [(place, update)] = turn(picture).items()
+    assert [unit.id for unit in update.units] == ["anna"]
+    assert turn(picture) == {}  # looked at again, it is as it was
+    picture.take(taken("anna", HERE[0] + 0.3, at=NOW + 600))
+    updates = turn(picture, NOW + 600)
+    assert len(updates) == 2
+    assert list(updates.pop(place).gone) == [f"{OFFICER}/anna"]
+    [arrived] = updates.values()
+    assert [unit.id for unit in arrived.units] == ["anna"]
+
+
+def test_who_goes_off_duty_goes_off_the_map_though_nothing_is_heard(picture: Picture, directory: Directory) -> None:
+    on_duty(directory, "anna", end=NOW + 100)
+    picture.take(taken("anna"))
+    turn(picture)
+    gone: list[Unit] = []
+    for _ in range(110):  # every unit is looked at within so many turns
+        gone += picture.turn(list(picture.changed()), NOW + 101, {})
+    assert [unit.id for unit in gone] == ["anna"]
+    assert picture.places("pd", (), None) == []
+
+
+def test_a_press_makes_the_place_exact_at_once_and_a_clear_coarse_again(directory: Directory) -> None:
+    picture = Picture(directory, lambda _: Privacy())
+    picture.take(taken("anna"))
+
+    def shown() -> tuple[bool, str]:
+        [update] = turn(picture).values()
+        return update.units[0].coarse, update.units[0].emergency_id
+
+    assert shown() == (True, "")
+    picture.names_changed(directory.learn_emergency(KnownEmergency("e1", 1, "pd", "radio-anna", "anna", True, NOW)))
+    assert shown() == (False, "e1")
+    picture.names_changed(directory.learn_emergency(KnownEmergency("e1", 2, "pd", "radio-anna", "anna", False, NOW)))
+    assert shown() == (True, "")
+
+
+def test_a_covert_assignment_takes_an_officer_out_of_everybodys_sight_but_a_groups(picture: Picture, directory: Directory) -> None:
+    picture.take(taken("anna"))
+    [place] = turn(picture)
+    on_duty(directory, "anna", visible_to="narcotics")
+    picture.names_changed({"anna"})
+    updates = turn(picture)
+    assert list(updates[place].gone) == [f"{OFFICER}/anna"]
+    assert picture.places("pd", {"other"}, None) == []
+    assert picture.places("pd", {"narcotics"}, None) == [Place("pd", "narcotics", place.cell)]
+    assert picture.places("other-pd", {"narcotics"}, None) == []
+
+
+def test_a_suspect_clock_shows_nothing(picture: Picture) -> None:
+    assert not picture.take(taken("anna", at=NOW + 900, suspect=True))
+    assert turn(picture) == {}
+
+
+def test_what_a_camera_does_is_where_its_officer_is(picture: Picture) -> None:
+    picture.take(taken("anna"))
+    turn(picture)
+
+    def status(version: int, *, audio_muted: bool = False) -> CameraStatus:
+        report = CameraReport(state=CAMERA_STATE_RECORDING, battery_percent=40, audio_muted=audio_muted)
+        return CameraStatus(camera_id="cam-anna", agency_id="pd", linked=True, version=version, report=report)
+
+    picture.learn_camera(status(2))
+    picture.learn_camera(status(1, audio_muted=True))  # comes late
+    picture.learn_session("pd", "cam-anna", "s1", is_live=True)
+    [update] = turn(picture).values()
+    [camera] = update.units[0].cameras
+    assert (camera.online, camera.state, camera.battery_percent) == (True, CAMERA_STATE_RECORDING, 40)
+    assert camera.streaming
+    assert not camera.audio_muted
+
+
+def test_the_whole_of_a_cell_is_what_the_changes_add_up_to(picture: Picture) -> None:
+    picture.take(taken("anna"))
+    picture.take(taken("bert"))
+    [(place, update)] = turn(picture).items()
+    whole = pb.WatchAreaResponse.FromString(picture.whole(place))
+    assert whole.cells[0].whole
+    assert sorted(unit.id for unit in whole.cells[0].units) == sorted(unit.id for unit in update.units) == ["anna", "bert"]
+    assert picture.whole(place) is picture.whole(place)
+    both = pb.WatchAreaResponse.FromString(encoded(update) + picture.whole(place))
+    assert len(both.cells) == 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(48.0, 48.4), st.floats(11.2, 11.9)), min_size=1, max_size=60), st.integers(1, 8))
+def test_the_nearest_are_those_that_measuring_all_of_them_finds(spots: list[tuple[float, float]], wanted: int) -> None:
+    picture = Picture(Directory(7200), lambda _: EXACT)
+    for number, (latitude, longitude) in enumerate(spots):
+        camera = FixedCamera(camera_id=f"c{number}", agency_id="pd", display_name="c", latitude=latitude, longitude=longitude)
+        picture.place(1, camera)
+    turn(picture)
+    found = picture.nearest(HERE, 60_000, picture.places("pd", (), None), lambda _: True, wanted)
+    ways = sorted(h3.great_circle_distance(HERE, spot, unit="m") for spot in spots)
+    assert [way for way, _ in found] == pytest.approx(ways[:wanted])
+
+
+def inside(box: tuple[float, float, float, float]) -> Callable[[tuple[float, float]], tuple[float, float]]:
+    south, west, north, east = box
+    return lambda share: (south + share[0] * (north - south), (west + share[1] * ((east - west) % 360) + 180) % 360 - 180)
+
+
+@pytest.mark.parametrize("box", [(48.0, 11.4, 48.1, 11.6), (-17.1, 179.9, -17.0, -179.9), (60.0, -20.0, 60.2, -19.8)])
+@given(st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_a_box_has_every_cell_that_it_touches(box: tuple[float, float, float, float], share: tuple[float, float]) -> None:
+    cells = cells_of(box, 1000)
+    assert cells is not None
+    assert h3.latlng_to_cell(*inside(box)(share), CELL_RESOLUTION) in cells
+
+
+def test_a_box_that_is_none_or_half_the_world_has_no_cells() -> None:
+    assert cells_of((49.0, 11.0, 48.0, 12.0), 1000) is None
+    assert cells_of((-80.0, -170.0, 80.0, 170.0), 1000) is None

@@ -1,0 +1,166 @@
+"""Whose a fix is, and what of it is kept."""
+
+import math
+from datetime import UTC, date, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sightline.location.v1.position_pb2 import Refusal, Source, UnitKind
+
+from services.location.model import (
+    Directory,
+    Fix,
+    Holder,
+    Interval,
+    KnownEmergency,
+    Privacy,
+    Taken,
+    Vehicle,
+    coarsened,
+    distance_m,
+    flaw,
+    judge,
+    points,
+)
+
+NOW, LATE_S, FOREVER = 1_800_000_000.0, 7200.0, float("inf")
+RADIO, CAMERA, VEHICLE = Source.SOURCE_RADIO, Source.SOURCE_CAMERA, Source.SOURCE_VEHICLE
+places = st.tuples(st.floats(-89, 89), st.floats(-179.9, 179.9))
+
+
+def fix(latitude: float = 48.1, longitude: float = 11.5, at: float = NOW, accuracy: float | None = None) -> Fix:
+    return Fix(latitude, longitude, accuracy, None, None, at)
+
+
+def interval(officer: str, start: float = NOW - 3600, end: float = FOREVER, visible_to: str = "") -> Interval:
+    return Interval(start, end, officer, "unit-1", (f"cam-{officer}",), visible_to)
+
+
+def emergency(version: int, *, radio: str = "r1", officer: str = "", is_open: bool = True, since: float = NOW) -> KnownEmergency:
+    return KnownEmergency("e1", version, "pd", radio, officer, is_open, since)
+
+
+@pytest.fixture
+def directory() -> Directory:
+    """Anna holds r1, Bert held r1 before her and holds r2; nobody holds r3. Car 1 is their unit's."""
+    directory = Directory(LATE_S)
+    directory.learn_duty("r1", "pd", 1, [interval("bert", NOW - 7000, NOW - 3600), interval("anna")], NOW)
+    directory.learn_duty("r2", "pd", 1, [interval("bert")], NOW)
+    directory.learn_duty("r3", "pd", 1, [], NOW)
+    directory.learn_vehicle(Vehicle("pd", "car-1", 1, "unit-1"))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (fix(math.nan), Refusal.REFUSAL_BAD_COORDINATES),
+        (fix(longitude=180.1), Refusal.REFUSAL_BAD_COORDINATES),
+        (fix(0.0, 0.0), Refusal.REFUSAL_NO_FIX),
+        (fix(accuracy=math.nan), Refusal.REFUSAL_BAD_COORDINATES),
+        (fix(accuracy=-1.0), Refusal.REFUSAL_BAD_COORDINATES),
+        (fix()._replace(speed_mps=900.0), Refusal.REFUSAL_BAD_COORDINATES),
+        (fix()._replace(course_deg=361.0), Refusal.REFUSAL_BAD_COORDINATES),
+        (fix(-90.0, 180.0, accuracy=0.0), Refusal.REFUSAL_UNSPECIFIED),
+    ],
+)
+def test_a_fix_is_refused_for_what_is_wrong_with_it(wrong: Fix, why: int) -> None:
+    assert flaw(wrong) == why
+
+
+def test_a_fix_belongs_to_whoever_had_the_device_then(directory: Directory) -> None:
+    assert directory.settle(RADIO, "pd", "r1", NOW) == Holder(("anna",), "unit-1", "", "")
+    assert directory.settle(RADIO, "pd", "r1", NOW - 5000) == Holder(("bert",), "unit-1", "", "")
+    assert directory.settle(CAMERA, "pd", "cam-bert", NOW) == Holder(("bert",), "unit-1", "", "")
+    found = directory.settle(VEHICLE, "pd", "car-1", NOW)
+    assert isinstance(found, Holder)
+    assert set(found.officer_ids) == {"anna", "bert"}
+
+
+@pytest.mark.parametrize(
+    ("source", "agency", "device", "at", "why"),
+    [
+        (RADIO, "pd", "r3", NOW, Refusal.REFUSAL_OFF_DUTY),
+        (RADIO, "pd", "r9", NOW, Refusal.REFUSAL_UNKNOWN_DEVICE),
+        (RADIO, "other", "r1", NOW, Refusal.REFUSAL_NOT_YOURS),
+        (RADIO, "pd", "r2", NOW - 3700, Refusal.REFUSAL_OFF_DUTY),
+        (CAMERA, "other", "cam-anna", NOW, Refusal.REFUSAL_UNKNOWN_DEVICE),
+        (CAMERA, "pd", "cam-bert", NOW - 7100, Refusal.REFUSAL_OFF_DUTY),
+        (VEHICLE, "pd", "car-9", NOW, Refusal.REFUSAL_UNKNOWN_DEVICE),
+        (VEHICLE, "pd", "car-1", NOW - 7100, Refusal.REFUSAL_OFF_DUTY),
+    ],
+)
+def test_what_nobody_has_is_refused_by_name(directory: Directory, source: int, agency: str, device: str, at: float, why: int) -> None:
+    assert directory.settle(source, agency, device, at) == why  # type: ignore[arg-type]
+
+
+def test_a_radio_that_nobody_holds_counts_from_its_press_to_its_clear(directory: Directory) -> None:
+    assert directory.learn_emergency(emergency(1, radio="r3")) == {"r3"}
+    assert directory.settle(RADIO, "pd", "r3", NOW) == Holder((), "", "", "e1")
+    assert directory.settle(RADIO, "pd", "r3", NOW - 1) == Refusal.REFUSAL_OFF_DUTY
+    directory.learn_emergency(emergency(3, radio="r3", is_open=False))
+    directory.learn_emergency(emergency(2, radio="r3"))  # comes late
+    assert directory.settle(RADIO, "pd", "r3", NOW) == Refusal.REFUSAL_OFF_DUTY
+
+
+def test_an_emergency_is_its_officers_also_before_it_is_known_whose_it_is(directory: Directory) -> None:
+    assert directory.learn_emergency(emergency(1)) == {"r1", "anna"}
+    assert directory.emergency_of_officer("anna", NOW) == "e1"
+    assert directory.emergency_of_officer("bert", NOW) == ""
+    assert directory.learn_emergency(emergency(2, officer="bert")) == {"r1", "anna", "bert"}
+    assert directory.emergency_of_officer("bert", NOW) == "e1"
+    found = directory.settle(CAMERA, "pd", "cam-bert", NOW)
+    assert isinstance(found, Holder)
+    assert found.emergency_id == "e1"
+
+
+def test_a_late_fix_finds_who_had_the_radio_though_newer_records_do_not_say(directory: Directory) -> None:
+    assert directory.learn_duty("r1", "pd", 2, [interval("anna")], NOW) == set()  # the same, but for what has long ended
+    assert directory.learn_duty("r1", "pd", 3, [interval("carl", NOW)], NOW) == {"anna", "bert", "carl"}
+    found = directory.settle(RADIO, "pd", "r1", NOW - 5000)
+    assert isinstance(found, Holder)
+    assert found.officer_ids == ("bert",)
+    assert directory.learn_duty("r1", "pd", 2, [], NOW) == set()  # comes late
+
+
+def test_who_rides_with_a_covert_officer_is_as_hidden_as_he_is(directory: Directory) -> None:
+    directory.learn_duty("r2", "pd", 2, [interval("bert", visible_to="narcotics")], NOW)
+    found = directory.settle(VEHICLE, "pd", "car-1", NOW)
+    assert isinstance(found, Holder)
+    assert found.visible_to == "narcotics"
+
+
+def test_a_clock_ahead_makes_a_fix_suspect_and_one_too_far_behind_refuses_it(directory: Directory) -> None:
+    assert judge(directory, RADIO, "pd", "r1", fix(at=NOW + 3600), NOW, LATE_S) == (Holder(("anna",), "unit-1", "", ""), True)
+    assert judge(directory, RADIO, "pd", "r1", fix(at=NOW + 1), NOW, LATE_S) == (Holder(("anna",), "unit-1", "", ""), False)
+    assert judge(directory, RADIO, "pd", "r1", fix(at=NOW - LATE_S - 1), NOW, LATE_S) == Refusal.REFUSAL_TOO_OLD
+
+
+@given(places, st.integers(5, 14))
+def test_a_coarse_place_holds_the_true_one_and_says_no_more(at: tuple[float, float], resolution: int) -> None:
+    true = fix(*at, accuracy=3.0)._replace(speed_mps=9.0, course_deg=90.0)
+    coarse = coarsened(true, resolution)
+    assert coarse.accuracy_m is not None
+    assert distance_m(true, coarse) <= coarse.accuracy_m * 2
+    assert (coarse.speed_mps, coarse.course_deg, coarse.fixed_at) == (None, None, true.fixed_at)
+    assert coarsened(coarse._replace(accuracy_m=3.0), resolution) == coarse
+
+
+def test_a_track_is_exact_in_an_emergency_only_and_lives_as_long_as_its_agency_says() -> None:
+    privacy = Privacy(idle_resolution=9, keep_days=31, keep_idle_days=7)
+    today = datetime.fromtimestamp(NOW, UTC).date()
+
+    def kept(holder: Holder, source: int = RADIO) -> list[tuple[int, str, bool, date]]:
+        taken = Taken("pd", source, "r1", holder, fix(), NOW, NOW, False)  # type: ignore[arg-type]
+        return [(point.kind, point.unit_id, point.coarse, point.delete_on) for point in points(taken, privacy)]
+
+    def in_days(days: int) -> date:
+        return date.fromordinal(today.toordinal() + days)
+
+    officer, vehicle, radio = UnitKind.UNIT_KIND_OFFICER, UnitKind.UNIT_KIND_VEHICLE, UnitKind.UNIT_KIND_RADIO
+    assert kept(Holder(("anna",), "", "", "")) == [(officer, "anna", True, in_days(8))]
+    assert kept(Holder(("anna",), "", "", "e1")) == [(officer, "anna", False, in_days(32))]
+    assert kept(Holder((), "", "", "e1")) == [(radio, "r1", False, in_days(32))]
+    crew = kept(Holder(("anna", "bert"), "", "", ""), VEHICLE)
+    assert [each[:2] for each in crew] == [(officer, "anna"), (officer, "bert"), (vehicle, "r1")]
