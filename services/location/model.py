@@ -13,6 +13,11 @@ from chassis.recent import Recent
 from sightline.location.v1 import position_pb2
 from sightline.location.v1.position_pb2 import Refusal, Source, UnitKind
 
+# Names of the schema's values: looking them up is slow where fixes are many.
+RADIO, CAMERA, VEHICLE = Source.SOURCE_RADIO, Source.SOURCE_CAMERA, Source.SOURCE_VEHICLE
+OFFICERS, VEHICLES, RADIOS = UnitKind.UNIT_KIND_OFFICER, UnitKind.UNIT_KIND_VEHICLE, UnitKind.UNIT_KIND_RADIO
+FIXED_CAMERAS = UnitKind.UNIT_KIND_FIXED_CAMERA
+GOOD = Refusal.REFUSAL_UNSPECIFIED
 # A receiver's clock may be ahead by so much, seconds.
 AHEAD_S = 2.0
 _FASTEST_MPS, _COARSEST_M = 350.0, 100_000.0
@@ -41,7 +46,7 @@ def flaw(fix: Fix) -> Refusal.ValueType:
         return Refusal.REFUSAL_NO_FIX
     if not (0 <= accuracy <= _COARSEST_M and 0 <= speed <= _FASTEST_MPS and 0 <= course <= 360):
         return Refusal.REFUSAL_BAD_COORDINATES
-    return Refusal.REFUSAL_UNSPECIFIED
+    return GOOD
 
 
 def from_fix(message: position_pb2.Fix) -> Fix:
@@ -221,9 +226,9 @@ class Directory:
 
     def settle(self, source: Source.ValueType, agency_id: str, device_id: str, at: float) -> Holder | Refusal.ValueType:
         """Who had a device of an agency at a time, or why a fix of then is not taken."""
-        if source == Source.SOURCE_RADIO:
+        if source == RADIO:
             return self._settle_radio(agency_id, device_id, at)
-        if source == Source.SOURCE_CAMERA:
+        if source == CAMERA:
             radios = self._radios_of_camera.get((agency_id, device_id))
             found = [each for each in self._held(radios or (), at) if device_id in each[1].camera_ids]
         else:
@@ -289,7 +294,7 @@ class Directory:
     def crew(self, agency_id: str, vehicle_id: str, at: float) -> tuple[str, tuple[str, ...]]:
         """The unit that drives a vehicle, and its officers on duty."""
         vehicle = self._vehicles.get((agency_id, vehicle_id))
-        found = self.settle(Source.SOURCE_VEHICLE, agency_id, vehicle_id, at)
+        found = self.settle(VEHICLE, agency_id, vehicle_id, at)
         return (vehicle.unit_id, found.officer_ids) if vehicle and isinstance(found, Holder) else ("", ())
 
     def wearers(self, agency_id: str, camera_id: str) -> set[str]:
@@ -358,11 +363,11 @@ def points(taken: Taken, privacy: Privacy) -> Iterable[Point]:
     fix = coarsened(taken.fix, privacy.idle_resolution) if coarse else taken.fix
     days = privacy.keep_days if holder.emergency_id else privacy.keep_idle_days
     delete_on = (datetime.fromtimestamp(taken.taken_at, UTC) + timedelta(days=days + 1)).date()
-    units = [(UnitKind.UNIT_KIND_OFFICER, officer_id) for officer_id in holder.officer_ids]
-    if taken.source == Source.SOURCE_VEHICLE:
-        units.append((UnitKind.UNIT_KIND_VEHICLE, taken.device_id))
+    units = [(OFFICERS, officer_id) for officer_id in holder.officer_ids]
+    if taken.source == VEHICLE:
+        units.append((VEHICLES, taken.device_id))
     elif not units:
-        units.append((UnitKind.UNIT_KIND_RADIO, taken.device_id))
+        units.append((RADIOS, taken.device_id))
     for kind, unit_id in units:
         yield Point(taken.agency_id, kind, unit_id, taken.source, fix, taken.taken_at, coarse, taken.clock_suspect,
                     holder.emergency_id, holder.visible_to, delete_on)  # fmt: skip

@@ -99,6 +99,6 @@ class Walker:
         return self.at
 
 
-def walkers(city: City, count: int, speed_mps: float, seed: int) -> Iterator[Walker]:
-    """So many of them, each with dice of its own; the same seed gives the same."""
-    return (Walker(city, speed_mps, random.Random(f"{seed}/{i}")) for i in range(count))  # noqa: S311
+def walkers(city: City, count: int, speed_mps: float, dice: random.Random) -> Iterator[Walker]:
+    """So many of them; the same dice give the same."""
+    return (Walker(city, speed_mps, dice) for _ in range(count))

@@ -13,7 +13,23 @@ from sightline.location.v1.position_pb2 import CameraOnMap, Source, UnitKind, Un
 from sightline.registry.v1.device_pb2 import FixedCamera
 from sightline.streams.v1.stream_service_pb2 import CameraStatus
 
-from services.location.model import FINEST, Directory, Fix, Privacy, Taken, coarsened, distance_m, set_fix
+from services.location.model import (
+    CAMERA,
+    FINEST,
+    FIXED_CAMERAS,
+    OFFICERS,
+    RADIO,
+    RADIOS,
+    VEHICLE,
+    VEHICLES,
+    Directory,
+    Fix,
+    Privacy,
+    Taken,
+    coarsened,
+    distance_m,
+    set_fix,
+)
 
 # H3 resolution of the cells that watchers subscribe to: 5 km² each.
 CELL_RESOLUTION = 7
@@ -22,7 +38,7 @@ _NEIGHBOUR_M = 1200.0
 # Faster than anything of the police but a helicopter; metres a second.
 _IMPLAUSIBLE_MPS = 90.0
 # How far a source may be off when it does not say; an officer may have left the vehicle.
-_ACCURACY_M = {Source.SOURCE_RADIO: 15.0, Source.SOURCE_CAMERA: 10.0, Source.SOURCE_VEHICLE: 40.0, Source.SOURCE_REGISTRY: 5.0}
+_ACCURACY_M = {RADIO: 15.0, CAMERA: 10.0, VEHICLE: 40.0, Source.SOURCE_REGISTRY: 5.0}
 # Every unit is looked at within so many turns, whether something was heard of it or not.
 _PATROL_TURNS = 100
 # How fast a fix loses its worth: somebody runs.
@@ -55,7 +71,7 @@ class Newest(NamedTuple):
 
     def worth(self, now: float) -> float:
         """How far the unit may be from here by now; the smallest is the best."""
-        least = _ACCURACY_M[self.source] if self.source == Source.SOURCE_VEHICLE else 0.0
+        least = _ACCURACY_M[self.source] if self.source == VEHICLE else 0.0
         return max(self.error_m, least) + _WANDERS_MPS * max(now - self.fix.fixed_at, 0.0)
 
 
@@ -118,11 +134,11 @@ class Picture:
             return False
         agency, source = taken.agency_id, taken.source
         new = Newest(source, taken.device_id, taken.fix, taken.reported_at, taken.taken_at)
-        keys: list[Key] = [(UnitKind.UNIT_KIND_OFFICER, agency, officer_id) for officer_id in taken.holder.officer_ids]
-        if source == Source.SOURCE_VEHICLE:
-            keys.append((UnitKind.UNIT_KIND_VEHICLE, agency, taken.device_id))
+        keys: list[Key] = [(OFFICERS, agency, officer_id) for officer_id in taken.holder.officer_ids]
+        if source == VEHICLE:
+            keys.append((VEHICLES, agency, taken.device_id))
         elif not keys:
-            keys.append((UnitKind.UNIT_KIND_RADIO, agency, taken.device_id))
+            keys.append((RADIOS, agency, taken.device_id))
         is_news = False
         for key in keys:
             unit = self.units.get(key)
@@ -146,8 +162,8 @@ class Picture:
         if version <= self._fixed.get(name, 0):
             return
         self._fixed[name] = version
-        key: Key = (UnitKind.UNIT_KIND_FIXED_CAMERA, *name)
-        unit = self.units[key] = self.units.get(key) or Unit(UnitKind.UNIT_KIND_FIXED_CAMERA, *name)
+        key: Key = (FIXED_CAMERAS, *name)
+        unit = self.units[key] = self.units.get(key) or Unit(FIXED_CAMERAS, *name)
         fix = Fix(camera.latitude, camera.longitude, None, None, None, 0.0)
         unit.best = unit.sources[Source.SOURCE_REGISTRY] = Newest(Source.SOURCE_REGISTRY, camera.camera_id, fix, 0.0, 0.0)
         self._changed.add(key)
@@ -168,7 +184,7 @@ class Picture:
 
     def _camera_changed(self, name: tuple[str, str]) -> None:
         for officer_id in self._directory.wearers(*name):
-            key = (UnitKind.UNIT_KIND_OFFICER, name[0], officer_id)
+            key = (OFFICERS, name[0], officer_id)
             if key in self.units:
                 self._changed.add(key)
 
@@ -224,21 +240,21 @@ class Picture:
         """How a unit is shown, and to whom alone; nothing if it must not be."""
         directory, unit_id, visible_to, emergency = self._directory, "", "", ""
         cameras: Collection[str] = ()
-        if unit.kind == UnitKind.UNIT_KIND_OFFICER:
+        if unit.kind == OFFICERS:
             emergency = directory.emergency_of_officer(unit.id, now)
             interval = directory.on_duty(unit.id, now)
             if interval is None and not emergency:
                 return None, ""
             if interval is not None:
                 unit_id, visible_to, cameras = interval.unit_id, interval.visible_to, interval.camera_ids
-        elif unit.kind == UnitKind.UNIT_KIND_VEHICLE:
+        elif unit.kind == VEHICLES:
             unit_id, officers = directory.crew(unit.agency_id, unit.id, now)
             if not officers:
                 return None, ""
             emergency = next(filter(None, (directory.emergency_of_officer(officer, now) for officer in officers)), "")
             riding = filter(None, (directory.on_duty(officer, now) for officer in officers))
             visible_to = next((each.visible_to for each in riding if each.visible_to), "")
-        elif unit.kind == UnitKind.UNIT_KIND_RADIO:
+        elif unit.kind == RADIOS:
             emergency = directory.emergency_of_radio(unit.id)
             if not emergency:
                 return None, ""
@@ -256,7 +272,7 @@ class Picture:
 
     def resolution(self, shown: UnitOnMap) -> int:
         """The H3 resolution that a unit's place is shown in."""
-        precise = shown.emergency_id or shown.kind == UnitKind.UNIT_KIND_FIXED_CAMERA
+        precise = shown.emergency_id or shown.kind == FIXED_CAMERAS
         return FINEST if precise else self._privacy(shown.agency_id).idle_resolution
 
     def _add_camera(self, shown: UnitOnMap, agency_id: str, camera_id: str) -> None:

@@ -1,0 +1,249 @@
+"""`python -m bench.location`: what positions cost, how old they are at a watcher, and what the emergency path feels of them."""
+
+import asyncio
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+from chassis.bus import client_config
+from chassis.clock import seconds_of, set_seconds
+from chassis.db import migrate
+from chassis.settings import KafkaSettings
+from confluent_kafka import Producer
+from rich.console import Console
+from rich.table import Table
+from sightline.location.v1 import map_service_pb2 as map_pb
+from testkit.backing import make_database
+
+from bench.load import put_on_duty, reports
+from bench.measure import COMMANDED, Line, line
+from bench.path import Path as PressPath
+from bench.positions import Positions, Rate, walking
+from tools.desk import Desk
+from tools.local import stack as local
+from tools.local.stack import ROOT, Stack, process_named
+from tools.roster import AGENCY
+from tools.simulator.mover import Reporter
+from tools.world import until
+
+RESULTS = Path(__file__).parent / "results"
+_BATCH, _SLICES, _WARM_S = 400, 10, 4.0
+_PRESS_RATE = 5.0
+_PRESS_SERVICES = ("registry", "emergency", "joiner", "streams")
+out, err = Console(width=130), Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Live:
+    """A running service with one watcher: ages at the watcher, and processor time of the service for each unit and second."""
+
+    units: int
+    every_s: float
+    per_second: float
+    age: Line
+    cores: float
+    microseconds_per_position: float
+
+
+@dataclass(frozen=True)
+class Presses:
+    """Presses with and without positions beside them; processor milliseconds are of the services that a press goes through."""
+
+    name: str
+    commanded: Line
+    milliseconds_per_press: float
+
+
+@dataclass
+class Result:
+    """One run."""
+
+    at: str
+    machine: str
+    backlog: list[Rate] = field(default_factory=list)
+    live: list[Live] = field(default_factory=list)
+    presses: list[Presses] = field(default_factory=list)
+
+
+async def _backlogs(result: Result, stack: Stack, sizes: Sequence[int], positions: int, say: Any) -> None:
+    """Kafka's backlog into the newest fixes, to watchers, and into tracks."""
+    url = make_database(stack.database, "sightline_bench")
+    migrate(url, "location", ROOT / "services" / "location" / "migrations")
+    bench = Positions(stack, url)
+    for units in sizes:
+        say(f"a backlog of {positions:,} positions of {units:,} units")
+        await asyncio.to_thread(bench.fill, units, positions)
+        result.backlog.append(await asyncio.to_thread(bench.floor, units))
+        for watchers in (0, 10, 100):
+            result.backlog.append(await bench.map(units, positions, watchers))
+        result.backlog.append(await bench.tracks(units, positions))
+
+
+class Watch:
+    """Somebody who watches everything, and the ages of what comes."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self.ages: list[float] = []
+        self.seen: set[str] = set()
+
+    async def run(self) -> None:
+        """Watch, until cancelled."""
+        call = self._desk.map.WatchArea(map_pb.WatchAreaRequest(), metadata=self._desk.metadata())
+        async for response in call:
+            now = time.time()
+            for cell in response.cells:
+                for unit in cell.units:
+                    self.ages.append(1000 * (now - seconds_of(unit.fix.fixed_at)))
+                    self.seen.add(unit.id)
+
+
+async def _live(stack: Stack, units: int, every_s: float, seconds: float) -> Live:
+    """All units report every so many seconds through the service's own door; one watcher sees everything."""
+    config = client_config(KafkaSettings(bootstrap=stack.kafka, security="PLAINTEXT")) | {"partitioner": "murmur2_random"}
+    await asyncio.to_thread(put_on_duty, Producer(config | {"linger.ms": 20}), units)
+    going, messages = walking(units), reports(units)
+    process = psutil.Process(process_named(stack, "location-a").pid)
+    step = units // _SLICES
+    async with Desk(stack, "supervisor") as desk, Reporter(stack.ca.rpc(AGENCY, "avl", "bench"), stack.targets["location"]) as reporter:
+        watch = Watch(desk)
+        watching = asyncio.create_task(watch.run())
+
+        async def known() -> bool:
+            set_seconds(messages[-1].fix.fixed_at, time.time())
+            messages[-1].fix.latitude, messages[-1].fix.longitude = going[-1].at
+            return (await reporter.surely(messages[-1:])).taken == 1
+
+        await until(known, "the officers to be known")
+        sent, counted, used, began = 0, 0.0, 0.0, time.monotonic()
+        first, stop = began + _WARM_S, began + _WARM_S + seconds
+        turn = 0
+        while time.monotonic() < stop:
+            if not counted and time.monotonic() >= first:
+                counted, used, sent = time.monotonic(), sum(process.cpu_times()[:2]), 0
+                watch.ages.clear()
+            some = range(turn % _SLICES * step, (turn % _SLICES + 1) * step)
+            for start in range(some.start, some.stop, _BATCH):
+                batch = messages[start : min(start + _BATCH, some.stop)]
+                for number, message in enumerate(batch, start):
+                    message.fix.latitude, message.fix.longitude = going[number].go(every_s)
+                    set_seconds(message.fix.fixed_at, time.time())
+                sent += (await reporter.surely(batch)).taken
+            turn += 1
+            await asyncio.sleep(max(began + turn * every_s / _SLICES - time.monotonic(), 0.0))
+        took, cpu = time.monotonic() - counted, sum(process.cpu_times()[:2]) - used
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    age = line(f"{units:,} units, each every {every_s:g} s", watch.ages)
+    return Live(units, every_s, sent / took, age, cpu / took, 1e6 * cpu / sent)
+
+
+@contextmanager
+def _positions(stack: Stack, rate: float) -> Iterator[None]:
+    """A process that reports positions at a rate, through Kafka, for the length of the body."""
+    command = [sys.executable, "-m", "bench.load", stack.kafka, "--units", str(int(rate)), "--rate", str(rate)]
+    environment = os.environ | {"PYTHONPATH": "libs"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as load:
+        try:
+            if load.stdout is None or load.stdout.readline() != "running\n":
+                raise SystemExit("the load has not begun")
+            yield
+            if load.poll() is not None:
+                raise SystemExit("the load has ended before its time")
+        finally:
+            load.kill()
+
+
+async def _presses(result: Result, stack: Stack, rate: float, seconds: float, say: Any) -> None:
+    """Presses at a steady rate, without positions and with them."""
+    services = [psutil.Process(each.pid) for each in stack.processes if each.name.startswith(_PRESS_SERVICES)]
+
+    def used() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in services)
+
+    async with PressPath(stack, 60, say) as path:
+
+        async def measure(name: str) -> None:
+            say(f"presses, {name}")
+            await path.press(_WARM_S, _PRESS_RATE)
+            before = used()
+            made = await path.press(seconds, _PRESS_RATE)
+            took = 1000 * (used() - before) / len(made)
+            result.presses.append(Presses(name, next(each for each in path.lines(made) if each.name == COMMANDED), took))
+
+        await measure("without positions")
+        with _positions(stack, rate):
+            await measure(f"with {rate:,.0f} positions/s")
+        await measure("without positions again")
+
+
+async def run(result: Result, data: Path, sizes: Sequence[int], positions: int, rate: float, seconds: float) -> None:
+    """All of it, one after the other."""
+    with err.status("starting") as status:
+        stack = await asyncio.to_thread(local.up, data, status.update, traced=False)
+        await _presses(result, stack, rate, seconds, status.update)
+        for units, every_s in ((1000, 1.0), (10_000, 1.0), (100_000, 20.0)):
+            status.update(f"{units:,} units report every {every_s:g} s")
+            result.live.append(await _live(stack, units, every_s, max(seconds, every_s)))
+        await _backlogs(result, stack, sizes, positions, status.update)
+
+
+def show(result: Result) -> None:
+    """Print."""
+    table = Table("a backlog in Kafka", "units", "positions/s", "µs each", "µs in PostgreSQL", "per core and second", title_justify="left")
+    for rate in result.backlog:
+        table.add_row(
+            rate.name, f"{rate.units:,}", f"{rate.per_second:,.0f}", f"{rate.microseconds:.1f}", f"{rate.database_microseconds:.1f}",
+            f"{rate.per_core_second:,.0f}",
+        )  # fmt: skip
+    out.print(table)
+    table = Table("age at a watcher, ms", "positions/s", "p50", "p99", "max", "cores", "µs a position", title_justify="left")
+    for live in result.live:
+        age = live.age
+        table.add_row(
+            age.name, f"{live.per_second:,.0f}", f"{age.p50:.0f}", f"{age.p99:.0f}", f"{age.max:.0f}", f"{live.cores:.2f}",
+            f"{live.microseconds_per_position:.0f}",
+        )  # fmt: skip
+    out.print(table)
+    table = Table("press → command, ms", "presses", "p50", "p99", "max", "CPU ms a press", "p50, times", "CPU, times", title_justify="left")
+    for presses in result.presses:
+        one, first = presses.commanded, result.presses[0]
+        table.add_row(
+            presses.name, str(one.count), f"{one.p50:.1f}", f"{one.p99:.1f}", f"{one.max:.1f}", f"{presses.milliseconds_per_press:.1f}",
+            f"{one.p50 / first.commanded.p50:.2f}", f"{presses.milliseconds_per_press / first.milliseconds_per_press:.2f}",
+        )  # fmt: skip
+    out.print(table)
+
+
+def main(
+    units: Annotated[list[int] | None, typer.Option(help="Sizes of the force whose backlog is taken.")] = None,
+    positions: Annotated[int, typer.Option(help="Positions of each backlog.")] = 300_000,
+    rate: Annotated[float, typer.Option(help="Positions a second beside the presses.")] = 20_000,
+    seconds: Annotated[float, typer.Option(help="Length of each run.")] = 20,
+) -> None:
+    """Measure positions on this machine; takes about five minutes."""
+    now, data = datetime.now(UTC).isoformat(timespec="seconds"), Path(tempfile.mkdtemp(prefix="sightline-bench-"))
+    result = Result(now, f"{os.cpu_count()} cores, {platform.machine()}")
+    try:
+        asyncio.run(run(result, data, units or [1000, 10_000, 100_000], positions, rate, seconds))
+    finally:
+        local.down(data, lambda text: None, purge=True)
+    show(result)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "location.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
