@@ -172,6 +172,8 @@ class FeedReader(Reader):
     For `tail` only: another reader, of a group, sees the same records and sets poison aside.
     """
 
+    _at_most = 2000
+
     def __init__(self, name: str, topics: tuple[Topic, ...], take: FeedHandler, settings: KafkaSettings, publisher: Publisher) -> None:
         super().__init__(name, topics, _nothing, settings, publisher)
         self._take = take

@@ -39,7 +39,7 @@ from services.location.service import LocationService
 from services.location.settings import LocationSettings
 from services.location.store import Store
 
-_INTAKE_LINGER_S, _HISTORY_LINGER_S, _HISTORY_BATCH = 0.05, 0.5, 5000
+_INTAKE_LINGER_S, _HISTORY_LINGER_S, _BATCH = 0.05, 0.5, 5000
 _PRIVACIES_S, _REPORT_S = 2.0, 60.0
 # What was flushed is so much older than its flush, at most: a turn, a lagging replica.
 _MARGIN, _TOPIC_LASTS = timedelta(seconds=60), timedelta(hours=2)
@@ -87,9 +87,9 @@ async def main(app: App[LocationSettings]) -> None:
     positions.take(records)
     feed = FeedReader("location-map", PositionReader.topics, positions, settings.kafka, publisher)
     app.background("map", feed.tail(min(datetime.now(UTC) - flushed_at + _MARGIN, _TOPIC_LASTS)))
-    reports = BatchReader("location-intake", ReportReader.topics, ReportReader(service), settings.kafka, publisher, _INTAKE_LINGER_S, 1000)
+    reports = BatchReader("location-intake", ReportReader.topics, ReportReader(service), settings.kafka, publisher, _INTAKE_LINGER_S, _BATCH)
     history = BatchReader(
-        "location-history", HistoryReader.topics, HistoryReader(service), settings.kafka, publisher, _HISTORY_LINGER_S, _HISTORY_BATCH
+        "location-history", HistoryReader.topics, HistoryReader(service), settings.kafka, publisher, _HISTORY_LINGER_S, _BATCH
     )
     app.background("reports", reports.consume())
     app.background("tracks", history.consume())

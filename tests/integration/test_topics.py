@@ -26,10 +26,12 @@ from contracts.topics import (
     REGISTRY_DUTY,
     STREAM_SESSION,
     TOPICS,
+    radio_key,
 )
 from sightline.activation.v1.activation_pb2 import ActivationDecision, ActivationResult, DecisionRejection
 from sightline.audit.v1.record_pb2 import AuditOutcome, AuditRecord
 from sightline.emergency.v1.emergency_pb2 import Emergency, EmergencyEvent
+from sightline.registry.v1.duty_pb2 import DutyRecord
 from sightline.streams.v1 import stream_service_pb2 as streams_pb
 
 from tools.desk import Desk
@@ -315,3 +317,27 @@ async def test_no_faust_worker_listens_on_anything_but_its_health_port(world: Wo
     lane = next(p for p in world.stack.processes if p.name.startswith("joiner"))
     listening = [c.laddr.port for c in psutil.Process(lane.pid).net_connections() if c.status == psutil.CONN_LISTEN]
     assert listening == [int(world.stack.health[lane.name].rpartition(":")[2])]
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_no_codec_that_a_producer_takes_ends_a_lane(world: World, someone: Someone, kafka: KafkaSettings, codec: str) -> None:
+    lanes = [each for each in world.stack.processes if each.name.startswith("joiner")]
+    officer = await world.duty(someone())
+    stranger = DutyRecord(radio=someone().radio, agency_id="demo-pd", version=1)
+    for _ in range(50):  # enough to be worth compressing
+        stranger.intervals.add(officer_id="nobody", unit_id="unit-1", camera_ids=["cam-1", "cam-2"])
+    producer = Producer(client_config(kafka) | {"compression.type": codec})
+    for partition in range(REGISTRY_DUTY.partitions):
+        producer.produce(REGISTRY_DUTY.name, stranger.SerializeToString(), radio_key(stranger.radio), partition=partition)
+    assert producer.flush(10) == 0
+
+    async def by_a_lane() -> bool:
+        pressed = await world.press(officer.radio)
+        await world.outcome(pressed.emergency_id)
+        request = streams_pb.GetActivationRequest(emergency_id=pressed.emergency_id)
+        answer = await world.supervisor.call(world.supervisor.streams.GetActivation, request)
+        await world.clear(pressed.emergency_id)
+        return str(answer.decided_by).startswith("joiner/")
+
+    await until(by_a_lane, "a decision of a lane")
+    assert all(lane.alive() for lane in lanes)
