@@ -1,5 +1,6 @@
-"""`python -m bench.load`: a radio system in miniature that reports positions at a steady rate, through Kafka, until it is stopped."""
+"""`python -m bench.load`: a radio system in miniature that reports positions at a steady rate, through Kafka, until it is killed."""
 
+import os
 import time
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from tools.roster import AGENCY, SYSTEM, WACN
 
 _FIRST_UNIT, _TURNS_A_SECOND = 1_000_000, 20
 _VERSION = 1
+_NICE = 10  # the world outside has machines of its own
 
 
 def radio_of(number: int) -> RadioIdentity:
@@ -48,12 +50,14 @@ def main(
     units: Annotated[int, typer.Option(help="Officers on duty.")] = 20_000,
     rate: Annotated[float, typer.Option(help="Positions a second.")] = 20_000,
 ) -> None:
-    """Report; says `running` once all are on duty."""
+    """Report. Says `on duty` when all are, and begins when it is told a line."""
+    os.nice(_NICE)
     config = client_config(KafkaSettings(bootstrap=bootstrap, security="PLAINTEXT")) | {"partitioner": "murmur2_random"}
     producer = Producer(config | {"linger.ms": 20, "compression.type": "lz4", "queue.buffering.max.messages": 1_000_000})
     put_on_duty(producer, units)
     going, messages, keys = walking(units), reports(units), [radio_key(radio_of(n)) for n in range(units)]
-    typer.echo("running")
+    typer.echo("on duty")
+    input()
     sent, began = 0, time.monotonic()
     while True:
         for _ in range(int((time.monotonic() - began) * rate) - sent):

@@ -1,6 +1,7 @@
 """`python -m bench.location`: what positions cost, how old they are at a watcher, and what the emergency path feels of them."""
 
 import asyncio
+import itertools
 import json
 import os
 import platform
@@ -8,18 +9,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
+import psycopg
 import typer
 from chassis.bus import client_config
 from chassis.clock import seconds_of, set_seconds
 from chassis.db import migrate
+from chassis.run import tune_garbage_collector
 from chassis.settings import KafkaSettings
 from confluent_kafka import Producer
 from rich.console import Console
@@ -39,8 +43,8 @@ from tools.simulator.mover import Reporter
 from tools.world import until
 
 RESULTS = Path(__file__).parent / "results"
-_BATCH, _SLICES, _WARM_S = 400, 10, 4.0
-_PRESS_RATE = 5.0
+_BATCH, _DOORS, _WARM_S, _EACH_AT_LEAST = 250, 4, 4.0, 10
+_PRESS_RATE, _USUAL_MS, _SHIFT_TURNS = 5.0, 200.0, 15
 _PRESS_SERVICES = ("registry", "emergency", "joiner", "streams")
 out, err = Console(width=130), Console(stderr=True)
 
@@ -64,6 +68,7 @@ class Presses:
     name: str
     commanded: Line
     milliseconds_per_press: float
+    kept_per_second: float
 
 
 @dataclass
@@ -83,12 +88,13 @@ async def _backlogs(result: Result, stack: Stack, sizes: Sequence[int], position
     migrate(url, "location", ROOT / "services" / "location" / "migrations")
     bench = Positions(stack, url)
     for units in sizes:
-        say(f"a backlog of {positions:,} positions of {units:,} units")
-        await asyncio.to_thread(bench.fill, units, positions)
+        count = max(positions, _EACH_AT_LEAST * units)  # that units appear is rare; that they move is what costs
+        say(f"a backlog of {count:,} positions of {units:,} units")
+        await asyncio.to_thread(bench.fill, units, count)
         result.backlog.append(await asyncio.to_thread(bench.floor, units))
-        for watchers in (0, 10, 100):
-            result.backlog.append(await bench.map(units, positions, watchers))
-        result.backlog.append(await bench.tracks(units, positions))
+        for watchers in (0, 10, 100) if units == sorted(sizes)[len(sizes) // 2] else (10,):
+            result.backlog.append(await bench.map(units, count, watchers))
+        result.backlog.append(await bench.tracks(units, count))
 
 
 class Watch:
@@ -114,52 +120,82 @@ async def _live(stack: Stack, units: int, every_s: float, seconds: float) -> Liv
     """All units report every so many seconds through the service's own door; one watcher sees everything."""
     config = client_config(KafkaSettings(bootstrap=stack.kafka, security="PLAINTEXT")) | {"partitioner": "murmur2_random"}
     await asyncio.to_thread(put_on_duty, Producer(config | {"linger.ms": 20}), units)
-    going, messages = walking(units), reports(units)
+    going, messages, taken = walking(units), reports(units), 0
     process = psutil.Process(process_named(stack, "location-a").pid)
-    step = units // _SLICES
-    async with Desk(stack, "supervisor") as desk, Reporter(stack.ca.rpc(AGENCY, "avl", "bench"), stack.targets["location"]) as reporter:
-        watch = Watch(desk)
-        watching = asyncio.create_task(watch.run())
+
+    async def report(door: Reporter, batch: Sequence[int]) -> int:
+        for number in batch:
+            fix = messages[number].fix
+            fix.latitude, fix.longitude = going[number].go(every_s)
+            set_seconds(fix.fixed_at, time.time())
+        return (await door.surely([messages[number] for number in batch])).taken
+
+    async def keep_reporting(door: Reporter, own: Sequence[int]) -> None:
+        nonlocal taken
+        batches = [own[start : start + _BATCH] for start in range(0, len(own), _BATCH)]
+        began, loop = loop_time(), asyncio.get_running_loop()
+        for turn in itertools.count():
+            await asyncio.sleep(max(began + turn * every_s / len(batches) - loop.time(), 0.0))
+            some = await report(door, batches[turn % len(batches)])
+            taken += some
+
+    async with AsyncExitStack() as resources:
+        desk = await resources.enter_async_context(Desk(stack, "supervisor"))
+        rpc = stack.ca.rpc(AGENCY, "avl", "bench")
+        doors = [await resources.enter_async_context(Reporter(rpc, stack.targets["location"])) for _ in range(_DOORS)]
 
         async def known() -> bool:
-            set_seconds(messages[-1].fix.fixed_at, time.time())
-            messages[-1].fix.latitude, messages[-1].fix.longitude = going[-1].at
-            return (await reporter.surely(messages[-1:])).taken == 1
+            return await report(doors[0], [units - 1]) == 1
 
         await until(known, "the officers to be known")
-        sent, counted, used, began = 0, 0.0, 0.0, time.monotonic()
-        first, stop = began + _WARM_S, began + _WARM_S + seconds
-        turn = 0
-        while time.monotonic() < stop:
-            if not counted and time.monotonic() >= first:
-                counted, used, sent = time.monotonic(), sum(process.cpu_times()[:2]), 0
-                watch.ages.clear()
-            some = range(turn % _SLICES * step, (turn % _SLICES + 1) * step)
-            for start in range(some.start, some.stop, _BATCH):
-                batch = messages[start : min(start + _BATCH, some.stop)]
-                for number, message in enumerate(batch, start):
-                    message.fix.latitude, message.fix.longitude = going[number].go(every_s)
-                    set_seconds(message.fix.fixed_at, time.time())
-                sent += (await reporter.surely(batch)).taken
-            turn += 1
-            await asyncio.sleep(max(began + turn * every_s / _SLICES - time.monotonic(), 0.0))
-        took, cpu = time.monotonic() - counted, sum(process.cpu_times()[:2]) - used
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        watch = Watch(desk)
+        tasks = [asyncio.create_task(watch.run())]
+        tasks += [asyncio.create_task(keep_reporting(door, range(n, units, _DOORS))) for n, door in enumerate(doors)]
+        await asyncio.sleep(_WARM_S)
+        watch.ages.clear()
+        taken, used, began = 0, sum(process.cpu_times()[:2]), loop_time()
+        await asyncio.sleep(seconds)
+        took, cpu = loop_time() - began, sum(process.cpu_times()[:2]) - used
+        for task in tasks:
+            task.cancel()
+        for failed in await asyncio.gather(*tasks, return_exceptions=True):
+            if not isinstance(failed, asyncio.CancelledError):
+                raise SystemExit(f"the load has ended before its time: {failed!r}")
     age = line(f"{units:,} units, each every {every_s:g} s", watch.ages)
-    return Live(units, every_s, sent / took, age, cpu / took, 1e6 * cpu / sent)
+    return Live(units, every_s, taken / took, age, cpu / took, 1e6 * cpu / taken)
+
+
+def loop_time() -> float:
+    """Seconds of the loop's clock."""
+    return asyncio.get_running_loop().time()
+
+
+def _kept(stack: Stack) -> int:
+    """Points of tracks that are there."""
+    with psycopg.connect(stack.database) as connection:
+        row = connection.execute("SELECT count(*) FROM location.position").fetchone()
+    return int(row[0]) if row else 0
+
+
+async def _at_rest(stack: Stack) -> None:
+    """Wait until no more points come."""
+    before = -1
+    while (now := await asyncio.to_thread(_kept, stack)) != before:
+        before = now
+        await asyncio.sleep(_WARM_S)
 
 
 @contextmanager
-def _positions(stack: Stack, rate: float) -> Iterator[None]:
-    """A process that reports positions at a rate, through Kafka, for the length of the body."""
+def _positions(stack: Stack, rate: float) -> Iterator[Callable[[], None]]:
+    """A process that has put its officers on duty, and reports at a rate, through Kafka, once the function given is called."""
     command = [sys.executable, "-m", "bench.load", stack.kafka, "--units", str(int(rate)), "--rate", str(rate)]
-    environment = os.environ | {"PYTHONPATH": "libs"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as load:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": "libs"}, stdin=pipe, stdout=pipe, text=True) as load:  # noqa: S603
+        if load.stdout is None or load.stdin is None or load.stdout.readline() != "on duty\n":
+            raise SystemExit("the load has not begun")
+        begin = partial(print, file=load.stdin, flush=True)
         try:
-            if load.stdout is None or load.stdout.readline() != "running\n":
-                raise SystemExit("the load has not begun")
-            yield
+            yield begin
             if load.poll() is not None:
                 raise SystemExit("the load has ended before its time")
         finally:
@@ -175,26 +211,37 @@ async def _presses(result: Result, stack: Stack, rate: float, seconds: float, sa
 
     async with PressPath(stack, 60, say) as path:
 
+        async def commanded(for_s: float) -> tuple[Line, int]:
+            made = await path.press(for_s, _PRESS_RATE)
+            return next(each for each in path.lines(made) if each.name == COMMANDED), len(made)
+
         async def measure(name: str) -> None:
             say(f"presses, {name}")
-            await path.press(_WARM_S, _PRESS_RATE)
-            before = used()
-            made = await path.press(seconds, _PRESS_RATE)
-            took = 1000 * (used() - before) / len(made)
-            result.presses.append(Presses(name, next(each for each in path.lines(made) if each.name == COMMANDED), took))
+            await commanded(_WARM_S)
+            before, points, began = used(), await asyncio.to_thread(kept), loop_time()
+            one, count = await commanded(seconds)
+            rate = (await asyncio.to_thread(kept) - points) / (loop_time() - began)
+            result.presses.append(Presses(name, one, 1000 * (used() - before) / count, rate))
 
-        await measure("without positions")
-        with _positions(stack, rate):
+        with _positions(stack, rate) as begin:
+            for _ in range(_SHIFT_TURNS):  # thousands who come on duty at once keep the lanes busy; that is not what is asked here
+                if (await commanded(_WARM_S))[0].p50 < _USUAL_MS:
+                    break
+            await measure("without positions")
+            begin()
             await measure(f"with {rate:,.0f} positions/s")
         await measure("without positions again")
 
 
 async def run(result: Result, data: Path, sizes: Sequence[int], positions: int, rate: float, seconds: float) -> None:
     """All of it, one after the other."""
+    tune_garbage_collector()
     with err.status("starting") as status:
         stack = await asyncio.to_thread(local.up, data, status.update, traced=False)
         await _presses(result, stack, rate, seconds, status.update)
         for units, every_s in ((1000, 1.0), (10_000, 1.0), (100_000, 20.0)):
+            status.update("waiting until all that was reported is kept")
+            await _at_rest(stack)
             status.update(f"{units:,} units report every {every_s:g} s")
             result.live.append(await _live(stack, units, every_s, max(seconds, every_s)))
         await _backlogs(result, stack, sizes, positions, status.update)
@@ -217,11 +264,23 @@ def show(result: Result) -> None:
             f"{live.microseconds_per_position:.0f}",
         )  # fmt: skip
     out.print(table)
-    table = Table("press → command, ms", "presses", "p50", "p99", "max", "CPU ms a press", "p50, times", "CPU, times", title_justify="left")
+    table = Table(
+        "press → command, ms",
+        "presses",
+        "p50",
+        "p99",
+        "max",
+        "CPU ms a press",
+        "tracks/s",
+        "p50, times",
+        "CPU, times",
+        title_justify="left",
+    )
     for presses in result.presses:
         one, first = presses.commanded, result.presses[0]
         table.add_row(
             presses.name, str(one.count), f"{one.p50:.1f}", f"{one.p99:.1f}", f"{one.max:.1f}", f"{presses.milliseconds_per_press:.1f}",
+            f"{presses.kept_per_second:,.0f}",
             f"{one.p50 / first.commanded.p50:.2f}", f"{presses.milliseconds_per_press / first.milliseconds_per_press:.2f}",
         )  # fmt: skip
     out.print(table)

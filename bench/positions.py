@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -153,6 +154,8 @@ class Positions:
                     await service.turn()
                     await asyncio.sleep(_TURN_S)
 
+            gc.collect()
+            gc.freeze()
             tasks = [asyncio.create_task(work) for work in (turns(), *(watch() for _ in range(watchers)))]
             await asyncio.sleep(0.1)
             used, began = time.process_time(), time.monotonic()
@@ -165,6 +168,7 @@ class Positions:
             for task in (reading, *tasks):
                 task.cancel()
             await asyncio.gather(reading, *tasks, return_exceptions=True)
+            gc.unfreeze()
         return rate
 
     async def tracks(self, units: int, count: int) -> Rate:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
@@ -88,8 +88,32 @@ class Record:
         return cls(topic.name, key, message.SerializeToString(deterministic=True), headers)
 
 
-@dataclass(frozen=True)
-class Received:
+class _Headers(Mapping[str, bytes]):
+    """A record's headers, taken apart only if somebody looks: most readers of very many records never do."""
+
+    __slots__ = ("_found", "_message")
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+        self._found: dict[str, bytes] | None = None
+
+    def _all(self) -> dict[str, bytes]:
+        if self._found is None:
+            headers: Any = self._message.headers() or []
+            self._found = {name: _as_bytes(value) for name, value in headers}
+        return self._found
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+class Received(NamedTuple):
     """A record as read."""
 
     topic: str
@@ -104,15 +128,14 @@ class Received:
     def of(cls, message: Message) -> "Received":
         """Copy what we use out of librdkafka's message."""
         _, milliseconds = message.timestamp()
-        headers: Any = message.headers() or []
         return cls(
-            topic=message.topic() or "",
-            partition=message.partition() or 0,
-            offset=message.offset() or 0,
-            time=datetime.fromtimestamp(max(milliseconds, 0) / 1000, UTC),
-            key=_as_bytes(message.key()),
-            value=_as_bytes(message.value()),
-            headers={name: _as_bytes(value) for name, value in headers},
+            message.topic() or "",
+            message.partition() or 0,
+            message.offset() or 0,
+            datetime.fromtimestamp(max(milliseconds, 0) / 1000, UTC),
+            _as_bytes(message.key()),
+            _as_bytes(message.value()),
+            _Headers(message),
         )
 
     @property
@@ -264,7 +287,7 @@ class BulkPublisher:
     def __init__(self, settings: KafkaSettings, topic: Topic, source: str) -> None:
         config = client_config(settings) | {
             "acks": "all",
-            "linger.ms": 10,
+            "linger.ms": 5,
             "compression.type": "lz4",
             "delivery.timeout.ms": 5000,
             "partitioner": "murmur2_random",

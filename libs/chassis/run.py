@@ -143,7 +143,7 @@ def run(name: str, kind: type[S], main: Callable[[App[S]], Coroutine[Any, Any, N
         return
     settings = load(kind)
     telemetry.setup(name, settings.replica, settings.telemetry)
-    gc.set_threshold(_GARBAGE_AFTER, 20, 20)
+    tune_garbage_collector()
     try:
         ended_well = uvloop.run(_serve(settings, main))
     except Misconfigured as error:
@@ -151,6 +151,11 @@ def run(name: str, kind: type[S], main: Callable[[App[S]], Coroutine[Any, Any, N
     finally:
         telemetry.shutdown()
     sys.exit(0 if ended_well else 1)
+
+
+def tune_garbage_collector() -> None:
+    """Fewer looks for garbage; what services make is nearly all freed without."""
+    gc.set_threshold(_GARBAGE_AFTER, 20, 20)
 
 
 def _migrate(name: str, migrations: Path | None) -> None:

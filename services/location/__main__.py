@@ -1,5 +1,6 @@
 """Wires the location service together."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -40,6 +41,8 @@ from services.location.settings import LocationSettings
 from services.location.store import Store
 
 _INTAKE_LINGER_S, _HISTORY_LINGER_S, _BATCH = 0.05, 0.5, 5000
+# Whatever else wants the same processors goes first.
+_NICE = 10
 _PRIVACIES_S, _REPORT_S = 2.0, 60.0
 # What was flushed is so much older than its flush, at most: a turn, a lagging replica.
 _MARGIN, _TOPIC_LASTS = timedelta(seconds=60), timedelta(hours=2)
@@ -47,9 +50,10 @@ _MARGIN, _TOPIC_LASTS = timedelta(seconds=60), timedelta(hours=2)
 
 async def main(app: App[LocationSettings]) -> None:
     """Build the parts, inside out, and start them."""
-    settings, clock = app.settings, SystemClock()
+    os.nice(_NICE)
+    settings, clock, kafka = app.settings, SystemClock(), app.settings.kafka
     await app.serve_health(settings.rpc.health_listen)
-    publisher, bulk = Publisher(settings.kafka), BulkPublisher(settings.kafka, LOCATION_POSITION, "location")
+    publisher, bulk = Publisher(kafka), BulkPublisher(kafka, LOCATION_POSITION, "location")
     app.resources.push_async_callback(publisher.close)
     app.resources.push_async_callback(bulk.close)
     database = Database(settings.database, "location", publisher)
@@ -72,9 +76,9 @@ async def main(app: App[LocationSettings]) -> None:
         ("location-cameras", CameraReader(picture), CAMERAS_SINCE),
         ("location-sessions", SessionReader(picture), SESSIONS_SINCE),
     )
-    learning = [(Reader(name, handle.topics, handle, settings.kafka, publisher), since) for name, handle, since in learn]
+    learning = [(Reader(name, handle.topics, handle, kafka, publisher), since) for name, handle, since in learn]
     topics = {topic for _, handle, _ in learn for topic in handle.topics} | {LOCATION_REPORT, LOCATION_POSITION, AUDIT_RECORD}
-    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, tuple(topics)))
+    await wait_for("Kafka topics", lambda: check_topics(kafka, tuple(topics)))
     for reader, since in learning:
         app.background(reader.name, reader.tail(since))
     app.ship(database, audit)
@@ -85,12 +89,10 @@ async def main(app: App[LocationSettings]) -> None:
     positions = PositionReader(maps)
     records, flushed_at = await maps.newest()
     positions.take(records)
-    feed = FeedReader("location-map", PositionReader.topics, positions, settings.kafka, publisher)
+    feed = FeedReader("location-map", PositionReader.topics, positions, kafka, publisher)
     app.background("map", feed.tail(min(datetime.now(UTC) - flushed_at + _MARGIN, _TOPIC_LASTS)))
-    reports = BatchReader("location-intake", ReportReader.topics, ReportReader(service), settings.kafka, publisher, _INTAKE_LINGER_S, _BATCH)
-    history = BatchReader(
-        "location-history", HistoryReader.topics, HistoryReader(service), settings.kafka, publisher, _HISTORY_LINGER_S, _BATCH
-    )
+    reports = BatchReader("location-intake", ReportReader.topics, ReportReader(service), kafka, publisher, _INTAKE_LINGER_S, _BATCH)
+    history = BatchReader("location-history", HistoryReader.topics, HistoryReader(service), kafka, publisher, _HISTORY_LINGER_S, _BATCH)
     app.background("reports", reports.consume())
     app.background("tracks", history.consume())
     app.repeat("turns", settings.turn_s, maps.turn)

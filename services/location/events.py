@@ -26,11 +26,10 @@ def from_report(message: PositionReport) -> Report | None:
     kind = message.device.WhichOneof("device")
     if kind is None or not message.fix.HasField("fixed_at") or not 0 < message.fix.fixed_at.seconds < 2**36:
         return None
-    device = radio_key(message.device.radio).decode() if kind == "radio" else getattr(message.device, kind)
-    if not are_names(message.agency_id, device):
+    device, agency_id = radio_key(message.device.radio).decode() if kind == "radio" else getattr(message.device, kind), message.agency_id
+    if not are_names(agency_id, device):
         return None
-    reported_at = seconds_of(message.reported_at) if message.HasField("reported_at") else 0.0
-    return Report(message.agency_id, _SOURCES[kind], device, from_fix(message.fix), reported_at)
+    return Report(agency_id, _SOURCES[kind], device, from_fix(message.fix), seconds_of(message.reported_at))
 
 
 def from_position(message: Position) -> Taken:

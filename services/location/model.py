@@ -247,8 +247,8 @@ class Directory:
         if known is not None and known.agency_id != agency_id:
             return Refusal.REFUSAL_NOT_YOURS
         for each in known.intervals if known else ():
-            if each.holds(at):
-                return self._holder([(radio, each)])
+            if each.start <= at < each.end:
+                return Holder((each.officer_id,), each.unit_id, each.visible_to, self._emergency(each.officer_id, radio))
         # Nobody holds it, and it calls for help: from the press on it is shown where it is.
         for emergency_id in self._open_of_radio.get(radio, ()):
             emergency = self._open[emergency_id]
@@ -272,8 +272,11 @@ class Directory:
 
     def on_duty(self, officer_id: str, at: float) -> Interval | None:
         """What an officer has at a time; None off duty."""
-        return next((each for radio in self._radios_of_officer.get(officer_id, ()) for each in self._intervals(radio)
-                     if each.officer_id == officer_id and each.holds(at)), None)  # fmt: skip
+        for radio in self._radios_of_officer.get(officer_id, ()):
+            for each in self._intervals(radio):
+                if each.start <= at < each.end and each.officer_id == officer_id:
+                    return each
+        return None
 
     def emergency_of_officer(self, officer_id: str, at: float) -> str:
         """An open emergency of an officer, or of the radio that he or she holds; empty if there is none."""

@@ -3,7 +3,6 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -336,7 +335,7 @@ async def test_a_record_that_cannot_be_kept_has_a_leaf_that_says_so(log: AuditSe
     assert rows[1]["record_id"] == bad.record_id
     worse.producer_seq = 0
     with pytest.raises(PoisonError):  # nobody knows whose place it would be
-        await reader([replace(received[2], value=worse.SerializeToString())])
+        await reader([received[2]._replace(value=worse.SerializeToString())])
 
 
 def test_what_is_sealed_opens_only_at_its_place() -> None:
