@@ -218,9 +218,9 @@ async def _presses(result: Result, stack: Stack, rate: float, seconds: float, sa
         async def measure(name: str) -> None:
             say(f"presses, {name}")
             await commanded(_WARM_S)
-            before, points, began = used(), await asyncio.to_thread(kept), loop_time()
+            before, points, began = used(), await asyncio.to_thread(_kept, stack), loop_time()
             one, count = await commanded(seconds)
-            rate = (await asyncio.to_thread(kept) - points) / (loop_time() - began)
+            rate = (await asyncio.to_thread(_kept, stack) - points) / (loop_time() - began)
             result.presses.append(Presses(name, one, 1000 * (used() - before) / count, rate))
 
         with _positions(stack, rate) as begin:
