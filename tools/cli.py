@@ -21,6 +21,7 @@ from rich.table import Column, Table
 
 from tools import terminal
 from tools.cli_audit import audit_app
+from tools.cli_location import location_app
 from tools.doctor import Patient
 from tools.importer import COLUMNS
 from tools.local import stack as local
@@ -42,6 +43,7 @@ app.add_typer(topics_app, name="topics")
 app.add_typer(roster_app, name="roster")
 app.add_typer(evidence_app, name="evidence")
 app.add_typer(audit_app, name="audit")
+app.add_typer(location_app, name="location")
 
 
 @app.callback()

@@ -19,7 +19,7 @@ from sightline.location.v1.position_pb2 import Device, PositionReport
 
 from tools.simulator.city import Walker
 
-_BATCH, _AGAIN_S, _KEPT_AT_MOST = 400, 0.3, 2000
+_BATCH, _AGAIN_S, _KEPT_AT_MOST, _ZONES_S = 400, 0.3, 2000, 40.0
 
 
 def radio_device(radio: RadioIdentity) -> Device:
@@ -86,13 +86,13 @@ class Mover:
     walker: Walker
     kept: list[PositionReport] = field(default_factory=list)
 
-    def step(self, seconds: float, dice: random.Random) -> list[PositionReport]:
-        """Go on, and tell: nothing in a dead zone, afterwards all of it."""
+    def step(self, seconds: float, dice: random.Random, *, dead_zones: bool) -> list[PositionReport]:
+        """Go on, and tell: nothing in a dead zone while there are some, afterwards all of it."""
         latitude, longitude = self.walker.go(seconds)
         message = report(self.agency_id, self.device, latitude + dice.gauss(0, 3e-5), longitude + dice.gauss(0, 6e-5))
         message.fix.speed_mps, message.fix.course_deg = self.walker.speed_mps, self.walker.course_deg
         self.kept.append(message)
-        if self.walker.city.is_dead(self.walker.at):
+        if dead_zones and self.walker.city.is_dead(self.walker.at):
             del self.kept[:-_KEPT_AT_MOST]
             return []
         told, self.kept = self.kept, []
@@ -100,11 +100,12 @@ class Mover:
 
 
 async def drive(reporter: Reporter, movers: Sequence[Mover], every_s: float) -> AsyncIterator[pb.ReportPositionsResponse]:
-    """For ever: all of them go on, and what they tell is sent; the answers, with those of a turn taken together."""
+    """For ever: all of them go on, and what they tell is sent; the answers of a turn, taken together. Dead zones come and go."""
     dice, loop = random.Random(7), asyncio.get_running_loop()  # noqa: S311
     turn = loop.time()
     while True:
-        told = [message for mover in movers for message in mover.step(every_s, dice)]
+        dead = int(loop.time() / _ZONES_S) % 2 == 0
+        told = [message for mover in movers for message in mover.step(every_s, dice, dead_zones=dead)]
         answer = pb.ReportPositionsResponse()
         for batch in _batches(told):
             one = await reporter.surely(batch)
