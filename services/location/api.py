@@ -15,7 +15,7 @@ from sightline.location.v1 import location_service_pb2 as pb
 from sightline.location.v1.location_service_pb2_grpc import LocationServiceServicer
 from sightline.location.v1.position_pb2 import Source
 
-from services.location.events import from_report
+from services.location.events import from_report, is_time
 from services.location.model import Privacy
 from services.location.service import LocationService, Report
 
@@ -46,7 +46,10 @@ class LocationApi(LocationServiceServicer):
     async def GetTrack(self, request: pb.GetTrackRequest, context: Any) -> pb.GetTrackResponse:
         """A page of a unit's track."""
         size, unit = request.page_size or _DEFAULT_PAGE, request.unit
-        span = (getattr(request, "from").ToDatetime(UTC), request.to.ToDatetime(UTC))
+        begin = getattr(request, "from")
+        if wrong := {name: "no time" for name, stamp in (("from", begin), ("to", request.to)) if not is_time(stamp)}:
+            raise InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, "from and to must be times", violations=wrong)
+        span = (begin.ToDatetime(UTC), request.to.ToDatetime(UTC))
         if span[0] >= span[1]:
             raise InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, "to: not later than from", violations={"to": "not later than from"})
         query = f"GetTrack/{caller().agency_id}/{unit.kind}/{unit.id}/{span[0].isoformat()}/{span[1].isoformat()}"

@@ -8,28 +8,36 @@ from chassis.clock import seconds_of, set_seconds
 from chassis.errors import PoisonError
 from chassis.names import are_names, is_uuid
 from contracts.topics import EMERGENCY_EVENT, LOCATION_POSITION, LOCATION_REPORT, REGISTRY_DEVICE, REGISTRY_DUTY, radio_key
+from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.emergency.v1.emergency_pb2 import EMERGENCY_STATE_CLEARED, EmergencyEvent
 from sightline.location.v1.position_pb2 import Position, PositionReport, Refusal, Source
 from sightline.registry.v1.device_pb2 import DeviceRecord, FixedCamera
 from sightline.registry.v1.duty_pb2 import DutyInterval, DutyRecord
 
-from services.location.model import Directory, Holder, Interval, KnownEmergency, Taken, Vehicle, flaw, from_fix, set_fix
+from services.location.model import GOOD, Directory, Fix, Holder, Interval, KnownEmergency, Taken, Vehicle, flaw, from_fix, set_fix
 from services.location.service import LocationService, Report
 
 # What is tailed from when: every radio is told of again within ten minutes; open emergencies are state; devices are compacted.
 DUTY_SINCE, EMERGENCIES_SINCE, DEVICES_SINCE = timedelta(hours=2), timedelta(hours=24), timedelta(days=36_500)
+_LATEST_S = 2**36  # in the year 4147
 _SOURCES = {"radio": Source.SOURCE_RADIO, "camera_id": Source.SOURCE_CAMERA, "vehicle_id": Source.SOURCE_VEHICLE}
+
+
+def is_time(stamp: Timestamp) -> bool:
+    """Whether a time from outside can be one: set, and not thousands of years away."""
+    return 0 < stamp.seconds < _LATEST_S and 0 <= stamp.nanos < 1_000_000_000
 
 
 def from_report(message: PositionReport) -> Report | None:
     """A report's model form; None if it lacks what every report needs."""
     kind = message.device.WhichOneof("device")
-    if kind is None or not message.fix.HasField("fixed_at") or not 0 < message.fix.fixed_at.seconds < 2**36:
+    if kind is None or not is_time(message.fix.fixed_at):
         return None
     device, agency_id = radio_key(message.device.radio).decode() if kind == "radio" else getattr(message.device, kind), message.agency_id
     if not are_names(agency_id, device):
         return None
-    return Report(agency_id, _SOURCES[kind], device, from_fix(message.fix), seconds_of(message.reported_at))
+    reported_at = seconds_of(message.reported_at) if is_time(message.reported_at) else 0.0
+    return Report(agency_id, _SOURCES[kind], device, from_fix(message.fix), reported_at)
 
 
 def from_position(message: Position) -> Taken:
@@ -39,6 +47,13 @@ def from_position(message: Position) -> Taken:
         message.agency_id, message.source, message.device_id, holder, from_fix(message.fix), seconds_of(message.reported_at),
         seconds_of(message.taken_at), message.clock_suspect,
     )  # fmt: skip
+
+
+def is_sound(taken: Taken) -> bool:
+    """Whether a position from its topic is one that we may have put there: whatever else is there must not stop us."""
+    times = all(0 <= at < _LATEST_S for at in (taken.fix.fixed_at, taken.reported_at, taken.taken_at))
+    names = are_names(taken.agency_id, taken.device_id, *taken.holder.officer_ids)
+    return times and names and taken.source in _SOURCES.values() and flaw(taken.fix) == GOOD
 
 
 def to_position(taken: Taken) -> Position:
@@ -100,8 +115,8 @@ class HistoryReader:
     async def __call__(self, batch: Sequence[Received]) -> None:
         """Keep positions; offsets are committed after them."""
         taken = [from_position(parse(Position, received.value)) for received in batch]
-        if not all(are_names(each.agency_id, each.device_id, *each.holder.officer_ids) for each in taken):
-            raise PoisonError("a position with impossible names")
+        if not all(map(is_sound, taken)):
+            raise PoisonError("a position with impossible names, times or coordinates")
         await self._service.keep(taken)
 
 
@@ -137,7 +152,10 @@ class DeviceReader:
             vehicle = record.vehicle
             self._directory.learn_vehicle(Vehicle(vehicle.agency_id, vehicle.vehicle_id, record.version, vehicle.unit_id))
         elif record.HasField("fixed_camera"):
-            self._placed(record.version, record.fixed_camera)
+            camera = record.fixed_camera
+            if flaw(Fix(camera.latitude, camera.longitude, None, None, None, 0.0)):
+                raise PoisonError("a camera that hangs nowhere")
+            self._placed(record.version, camera)
 
 
 class EmergencyReader:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,15 +12,20 @@ import grpc
 import psycopg
 import pytest
 import pytest_asyncio
+from chassis.bus import client_config
 from chassis.rpc import reason_of
+from chassis.settings import KafkaSettings
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from contracts.topics import LOCATION_POSITION, LOCATION_REPORT, REGISTRY_DEVICE
 from sightline.audit.v1 import audit_service_pb2 as audit_pb
 from sightline.emergency.v1 import emergency_service_pb2 as emergency_pb
 from sightline.emergency.v1.emergency_pb2 import DISPOSITION_RESOLVED
 from sightline.location.v1 import location_service_pb2 as pb
 from sightline.location.v1 import map_service_pb2 as map_pb
-from sightline.location.v1.position_pb2 import Device, PositionReport, Refusal, UnitKind, UnitName, UnitOnMap
+from sightline.location.v1.position_pb2 import SOURCE_RADIO, Device, Position, PositionReport, Refusal, UnitKind, UnitName, UnitOnMap
 from sightline.registry.v1 import registry_service_pb2 as registry_pb
-from sightline.registry.v1.device_pb2 import FixedCamera, Vehicle
+from sightline.registry.v1.device_pb2 import DeviceRecord, FixedCamera, Vehicle
 from sightline.streams.v1.camera_link_service_pb2 import CAMERA_STATE_BUFFERING, CAMERA_STATE_RECORDING
 from testkit.trial.rig import Rig
 
@@ -353,6 +358,44 @@ async def test_an_agency_says_how_its_positions_are_kept_and_shown(world: World,
         assert (await admin.call(admin.location.GetPrivacy, pb.GetPrivacyRequest())).privacy == usual.privacy
 
 
+async def test_poison_on_its_topics_stops_neither_the_map_nor_the_tracks(
+    world: World, gateway: Reporter, someone: Someone, kafka: KafkaSettings
+) -> None:
+    member, now = await on_duty(world, gateway, someone), datetime.now(UTC)
+    nowhere = Position(agency_id=AGENCY, source=SOURCE_RADIO, device_id="r", officer_ids=[member.officer_id])
+    nowhere.fix.latitude = float("nan")
+    nowhere.fix.fixed_at.FromDatetime(now)
+    strange = Position(agency_id=AGENCY, source=9, device_id="r", officer_ids=[member.officer_id])  # type: ignore[arg-type]
+    late = PositionReport(agency_id=AGENCY, device=Device(radio=member.radio))
+    late.fix.fixed_at.seconds = late.reported_at.seconds = 2**62
+    hanging = DeviceRecord(version=1, fixed_camera=FixedCamera(camera_id="x", agency_id=AGENCY, latitude=float("inf")))
+    garbage = b"\xff not protobuf"
+    producer = Producer(client_config(kafka))
+    for topic, values in (
+        (LOCATION_POSITION, [nowhere.SerializeToString(), strange.SerializeToString(), garbage]),
+        (LOCATION_REPORT, [late.SerializeToString(), garbage]),
+        (REGISTRY_DEVICE, [hanging.SerializeToString(), garbage]),
+    ):
+        for value in values:
+            producer.produce(topic.name, value, b"poison")
+    # What an AVL system writes to Kafka itself, behind the poison, is taken all the same.
+    good = fix(radio_device(member.radio), (HERE[0] + 0.0005, HERE[1]))
+    producer.produce(LOCATION_REPORT.name, good.SerializeToString(), b"poison")
+    assert producer.flush(10) == 0
+    at = good.fix.fixed_at.ToDatetime(UTC)
+    await unit(world.supervisor, OFFICER, member.officer_id, lambda each: each.fix.fixed_at.ToDatetime(UTC) == at)
+    await track(world.supervisor, member.officer_id, 2)
+
+    def dead_letters() -> bool:
+        admin, found = AdminClient(client_config(kafka)), 0
+        for topic in (LOCATION_POSITION.dlq(), LOCATION_REPORT.dlq(), REGISTRY_DEVICE.dlq()):
+            answer = admin.list_offsets({TopicPartition(topic.name, 0): OffsetSpec.latest()})  # type: ignore[no-untyped-call]
+            found += sum(each.result(timeout=10).offset for each in answer.values())
+        return found >= 7
+
+    await until(lambda: asyncio.to_thread(dead_letters), "seven dead letters")
+
+
 @contextlib.asynccontextmanager
 async def another_replica(stack: Stack) -> AsyncIterator[Process]:
     """One more replica of the service, of the same groups, for the length of the body."""
@@ -427,7 +470,7 @@ async def test_killed_restarted_and_rebalanced_under_load_nothing_that_was_taken
             rows = connection.execute(
                 "SELECT u.unit_id, count(*), max(p.fixed_at) FROM location.position p JOIN location.unit u USING (unit_key) GROUP BY 1"
             ).fetchall()
-        kept = {unit_id: (count, last) for unit_id, count, last in rows}
+        kept = defaultdict(lambda: (0, None), {unit_id: (count, last) for unit_id, count, last in rows})
         # What was sent again, because its answer was lost, is there once; what was taken is there, and the first fix before the load.
         return all(kept[name][0] >= accepted[name] + 1 and kept[name][1] == newest[name][0] for name in accepted)
 

@@ -13,7 +13,7 @@ from sightline.location.v1.position_pb2 import Position
 from sightline.streams.v1.session_pb2 import SESSION_STATE_LIVE, SessionEvent
 from sightline.streams.v1.stream_service_pb2 import CameraStatus
 
-from services.location.events import from_position
+from services.location.events import from_position, is_sound
 from services.location.picture.model import Picture
 from services.location.picture.service import PictureService
 
@@ -39,10 +39,11 @@ class PositionReader:
         """Take pairs of key and value."""
         for key, value in records:
             try:
-                position = Position.FromString(value)
+                taken = from_position(Position.FromString(value))
             except DecodeError:
                 continue
-            self._service.take(key, value, from_position(position))
+            if is_sound(taken):
+                self._service.take(key, value, taken)
 
 
 class CameraReader:

@@ -35,6 +35,8 @@ from services.location.model import (
 CELL_RESOLUTION = 7
 # Between two neighbours' middles there are at least so many metres, anywhere on earth.
 _NEIGHBOUR_M = 1200.0
+# A box is at least so wide and high, degrees.
+_LEAST_DEG = 1e-6
 # Faster than anything of the police but a helicopter; metres a second.
 _IMPLAUSIBLE_MPS = 90.0
 # How far a source may be off when it does not say; an officer may have left the vehicle.
@@ -233,7 +235,7 @@ class Picture:
         found = updates.get(place)
         if found is None:
             found = updates[place] = pb.CellUpdate(cell=place.cell, visible_to=place.visible_to)
-            self._whole.pop(place, None)
+        self._whole.pop(place, None)  # each time: somebody may have asked for it in the middle of a turn
         return found
 
     def _show(self, unit: Unit, best: Newest, now: float) -> tuple[UnitOnMap | None, str]:
@@ -340,9 +342,10 @@ def sees(place: Place, agency_id: str, groups: Collection[str], cells: Collectio
 def cells_of(box: tuple[float, float, float, float], at_most: int) -> frozenset[int] | None:
     """All cells that a box (south, west, north, east, in degrees) touches; None if they are too many, or the box is none."""
     south, west, north, east = box
-    width = (east - west) % 360 or 360.0 * (east != west)
+    width = max((east - west) % 360 or 360.0 * (east != west), _LEAST_DEG)
     if south > north:
         return None
+    north, east = max(north, south + _LEAST_DEG), west + width if west + width <= 180 else east
     middle = math.cos(math.radians((south + north) / 2))
     if (north - south) * width * 111.2**2 * middle / h3.average_hexagon_area(CELL_RESOLUTION) > at_most:
         return None

@@ -1,6 +1,7 @@
 """Use cases of the map: who watches an area gets it whole and then what changes; units by name, and by distance."""
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -61,11 +62,11 @@ class PictureService:
 
     def __init__(
         self, database: Database, store: Store, picture: Picture, key_of: Callable[[str, Source.ValueType, str], bytes], audit: Audit,
-        clock: Clock,
+        clock: Clock, watch_s: float = 3600.0,
     ) -> None:  # fmt: skip
-        """`key_of` names a device as its positions' key does."""
+        """`key_of` names a device as its positions' key does; a watch ends after `watch_s` seconds."""
         self._database, self._store, self._picture, self._key_of = database, store, picture, key_of
-        self._audit, self._clock = audit, clock
+        self._audit, self._clock, self._watch_s = audit, clock, watch_s
         self._watchers: set[Watcher] = set()
         self._newest: dict[bytes, tuple[float, bytes]] = {}
         self._gone: set[bytes] = set()
@@ -143,7 +144,8 @@ class PictureService:
             raise Unavailable(Reason.ERROR_REASON_GOING_AWAY, "too many watch here; connect again, to another replica")
         where = " ".join(f"{edge:.5f}" for edge in box) if box else "everywhere"
         await self._note(caller, "map.watched", f"agencies/{caller.agency_id}", {"box": where})
-        watcher = Watcher(caller.agency_id, _groups(caller), cells)
+        loop = asyncio.get_running_loop()
+        until, watcher = loop.time() + self._watch_s, Watcher(caller.agency_id, _groups(caller), cells)
         watcher.missed.update(self._picture.places(watcher.agency_id, watcher.groups, cells))
         self._watchers.add(watcher)
         try:
@@ -151,7 +153,12 @@ class PictureService:
                 yield chunk
             yield pb.WatchAreaResponse(complete=True).SerializeToString()
             while True:
-                await watcher.wake.wait()
+                left_s = until - loop.time()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(watcher.wake.wait(), left_s)
+                if not watcher.wake.is_set():
+                    # What the caller may see is settled by the token at the beginning; it does not hold for ever.
+                    raise Unavailable(Reason.ERROR_REASON_GOING_AWAY, "this watch has lasted an hour; connect again")
                 watcher.wake.clear()
                 for chunk in self._take(watcher):
                     yield chunk

@@ -202,6 +202,21 @@ def test_a_box_has_every_cell_that_it_touches(box: tuple[float, float, float, fl
     assert h3.latlng_to_cell(*inside(box)(share), CELL_RESOLUTION) in cells
 
 
+def test_a_box_without_width_is_the_cell_that_it_lies_in() -> None:
+    assert cells_of((*HERE, *HERE), 10) == frozenset({h3.latlng_to_cell(*HERE, CELL_RESOLUTION)})
+
+
+def test_the_whole_is_never_older_than_what_it_is_asked_after(picture: Picture) -> None:
+    picture.take(taken("anna"))
+    updates: dict[Place, pb.CellUpdate] = {}
+    picture.turn(list(picture.changed()), NOW, updates)
+    [place] = updates
+    picture.whole(place)  # somebody asks in the middle of a turn
+    picture.take(taken("bert"))
+    picture.turn(list(picture.changed()), NOW, updates)
+    assert len(pb.WatchAreaResponse.FromString(picture.whole(place)).cells[0].units) == 2
+
+
 def test_a_box_that_is_none_or_half_the_world_has_no_cells() -> None:
     assert cells_of((49.0, 11.0, 48.0, 12.0), 1000) is None
     assert cells_of((-80.0, -170.0, 80.0, 170.0), 1000) is None

@@ -9,7 +9,7 @@ from chassis.audit import Audit
 from chassis.bus import Publisher
 from chassis.clock import SystemClock
 from chassis.db import Database
-from chassis.errors import InvalidRequest, NotFound
+from chassis.errors import InvalidRequest, NotFound, Unavailable
 from chassis.identity import Caller, Machine, Person
 from contracts.topics import AUDIT_RECORD
 from sightline.location.v1 import map_service_pb2 as pb
@@ -111,3 +111,12 @@ async def test_what_is_flushed_is_the_map_after_a_restart(service: PictureServic
     await service.flush()
     kept, _ = await service.newest()
     assert {(f"key-{officer}".encode(), officer.encode()) for officer in OFFICERS[:3]} <= set(kept)
+
+
+async def test_a_watch_ends_after_its_time_although_nothing_happens(database: Database, publisher: Publisher) -> None:
+    clock, picture = SystemClock(), Picture(Directory(7200), lambda _: Privacy())
+    audit = Audit("location", AUDIT_RECORD, database, publisher, clock)
+    watching = PictureService(database, Store(), picture, device_key, audit, clock, watch_s=0.05).watch(DESK, None)
+    assert (await read(watching))[1].complete
+    with pytest.raises(Unavailable, match="connect again"):
+        await read(watching)
