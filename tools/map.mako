@@ -30,10 +30,11 @@ ${outside} more are outside this city.
 % endfor
 % for unit, look, (x, y), about in sorted(units, key=lambda each: each[1] == "emergency"):
 <g><title>${unit.id}${f", {unit.unit_id}" if unit.unit_id else ""}</title>
-% if look in ("vehicle", "camera"):
-<rect class="mark ${look}" x="${f"{x - 6:.1f}"}" y="${f"{y - 6:.1f}"}" width="12" height="12" rx="${2 if look == "vehicle" else 6}"/>
+<% size = 9 if look == "emergency" else 6 %>
+% if unit.kind == VEHICLE:
+<rect class="mark ${look}" x="${f"{x - size:.1f}"}" y="${f"{y - size:.1f}"}" width="${2 * size}" height="${2 * size}" rx="2"/>
 % else:
-<circle class="mark ${look}" cx="${f"{x:.1f}"}" cy="${f"{y:.1f}"}" r="${9 if look == "emergency" else 6}"/>
+<circle class="mark ${look}" cx="${f"{x:.1f}"}" cy="${f"{y:.1f}"}" r="${size}"/>
 % endif
 % if look in ("emergency", "recording"):
 <text x="${f"{x + 12:.1f}"}" y="${f"{y + 4:.1f}"}">${unit.id}</text>

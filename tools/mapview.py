@@ -55,5 +55,9 @@ def draw(units: Iterable[UnitOnMap]) -> str:
     shown = [(unit, looks(unit), at((unit.fix.latitude, unit.fix.longitude)), across(unit.fix.accuracy_m)) for unit in units]
     inside = [each for each in shown if 0 <= each[2][0] <= WIDTH and 0 <= each[2][1] <= height]
     template = Template(filename=str(ROOT / "tools" / "map.mako"), default_filters=["h"])  # noqa: S702 (it escapes)
-    now = datetime.now(UTC)
-    return str(template.render(streets=streets, units=inside, outside=len(shown) - len(inside), width=WIDTH, height=height, now=now))
+    now, vehicle = datetime.now(UTC), UnitKind.UNIT_KIND_VEHICLE
+    return str(
+        template.render(
+            VEHICLE=vehicle, streets=streets, units=inside, outside=len(shown) - len(inside), width=WIDTH, height=height, now=now
+        )
+    )

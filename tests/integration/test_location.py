@@ -2,10 +2,15 @@
 
 import asyncio
 import contextlib
+import json
+import os
 import signal
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -394,6 +399,34 @@ async def test_poison_on_its_topics_stops_neither_the_map_nor_the_tracks(
         return found >= 7
 
     await until(lambda: asyncio.to_thread(dead_letters), "seven dead letters")
+
+
+def _sightline(stack: Stack, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "tools.cli", "--plain", "location", *arguments]
+    environment = os.environ | {"PYTHONPATH": "libs", "SIGHTLINE_DATA": str(stack.data)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, env=environment, cwd=ROOT)
+
+
+async def test_a_force_moves_and_the_command_line_draws_it_and_writes_a_track(stack: Stack, tmp_path: Path) -> None:
+    moved = await asyncio.to_thread(
+        _sightline, stack, "traffic", "--officers", "4", "--seconds", "6", "--shift", "2", "--every", "0.5", "--json"
+    )
+    assert moved.returncode == 0, moved.stderr
+    assert json.loads(moved.stdout)["taken"] > 10
+    page, track_file = tmp_path / "map.html", tmp_path / "patrol.gpx"
+    drawn = await asyncio.to_thread(_sightline, stack, "map", str(page))
+    assert drawn.returncode == 0, drawn.stderr
+    assert page.read_text().count('class="street"') > 5000
+    arguments = ("track", "patrol-7000", str(track_file), "--reason", "a look at the demo")
+    written = await asyncio.to_thread(_sightline, stack, *arguments)
+    assert written.returncode == 0, written.stderr
+    assert track_file.read_text().count("<trkpt") >= 1
+    again = await asyncio.to_thread(_sightline, stack, *arguments)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+    nobody = await asyncio.to_thread(_sightline, stack, "track", "nobody", str(tmp_path / "n.gpx"), "--reason", "a look at nobody")
+    assert nobody.returncode == 1
+    assert "nothing has been kept of such a unit" in nobody.stderr
 
 
 @contextlib.asynccontextmanager
