@@ -66,14 +66,6 @@ async def main(app: App[AuditSettings]) -> None:
         timedelta(seconds=settings.settled_s), timedelta(seconds=settings.silence_s),
     )  # fmt: skip
 
-    async def check() -> None:
-        try:
-            await service.check_copies()
-        except Inconsistent as error:
-            raise Misconfigured(f"the log is not gone on with: {error}") from error
-        except (ValueError, KeyError) as error:
-            raise Misconfigured(f"the newest checkpoint in {settings.checkpoint_dir} cannot be read: {error!r}") from error
-
     async def recheck_some() -> None:
         found, is_round = await recheck.step()
         service.rechecked = recheck.size
@@ -88,17 +80,7 @@ async def main(app: App[AuditSettings]) -> None:
         for why in await service.ask_witnesses():
             await oversight.dispute(why)
 
-    async def watch_over(work: Callable[[], Awaitable[object]]) -> None:
-        """Whatever is wrong with oversight, the log goes on."""
-        try:
-            while await work():
-                pass
-        except TRANSIENT:
-            raise
-        except Exception:
-            telemetry.log().exception("oversight does not go on until somebody mends this")
-
-    await wait_for("PostgreSQL", check)
+    await wait_for("PostgreSQL", lambda: _check(service, settings.checkpoint_dir))
     server = Server(settings.rpc, ALLOWED, TokenVerifier(settings.oidc), audit)
     add_AuditServiceServicer_to_server(AuditApi(service), server.grpc)
     add_OversightServiceServicer_to_server(OversightApi(oversight), server.grpc)
@@ -116,9 +98,30 @@ async def main(app: App[AuditSettings]) -> None:
     app.repeat("integration", _PAUSE_S, service.integrate_soon)
     app.repeat("recheck", _RECHECK_PAUSE_S, recheck_some)
     app.repeat("witnesses", _WITNESS_S, ask_witnesses)
-    app.repeat("observation", _OBSERVE_S, lambda: watch_over(oversight.observe))
-    app.repeat("judgement", settings.judge_s, lambda: watch_over(oversight.judge))
+    app.repeat("observation", _OBSERVE_S, lambda: _watch_over(oversight.observe))
+    app.repeat("judgement", settings.judge_s, lambda: _watch_over(oversight.judge))
     await app.ready()
+
+
+async def _check(service: AuditService, folder: Path) -> None:
+    """Go on only with a log that is the one whose checkpoints lie there."""
+    try:
+        await service.check_copies()
+    except Inconsistent as error:
+        raise Misconfigured(f"the log is not gone on with: {error}") from error
+    except (ValueError, KeyError) as error:
+        raise Misconfigured(f"the newest checkpoint in {folder} cannot be read: {error!r}") from error
+
+
+async def _watch_over(work: Callable[[], Awaitable[object]]) -> None:
+    """Whatever is wrong with oversight, the log goes on."""
+    try:
+        while await work():
+            pass
+    except TRANSIENT:
+        raise
+    except Exception:
+        telemetry.log().exception("oversight does not go on until somebody mends this")
 
 
 def _master_key(file: Path) -> bytes:

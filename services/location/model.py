@@ -113,6 +113,14 @@ class Holder(NamedTuple):
     emergency_id: str
 
 
+def hidden_together(groups: Iterable[str]) -> str:
+    """Who alone may see people that ride together: whoever rides with somebody who must not be seen is not seen either.
+
+    With several groups it is none of them: the result is the name of no group.
+    """
+    return "+".join(sorted(set(filter(None, groups))))
+
+
 @dataclass(slots=True)
 class _Radio:
     agency_id: str
@@ -253,13 +261,13 @@ class Directory:
         for emergency_id in self._open_of_radio.get(radio, ()):
             emergency = self._open[emergency_id]
             if emergency.since <= at and (known is not None or emergency.agency_id == agency_id):
-                return Holder((emergency.officer_id,) if emergency.officer_id else (), "", "", emergency_id)
+                officer_id = emergency.officer_id
+                return Holder((officer_id,) if officer_id else (), "", self.last_visible_to(officer_id), emergency_id)
         return Refusal.REFUSAL_OFF_DUTY if known else Refusal.REFUSAL_UNKNOWN_DEVICE
 
     def _holder(self, found: Sequence[tuple[str, Interval]]) -> Holder:
         officers = tuple(dict.fromkeys(each.officer_id for _, each in found))
-        # Whoever rides with somebody who must not be seen is not seen either.
-        visible_to = next((each.visible_to for _, each in found if each.visible_to), "")
+        visible_to = hidden_together(each.visible_to for _, each in found)
         emergency = next(filter(None, (self._emergency(each.officer_id, radio) for radio, each in found)), "")
         return Holder(officers, found[0][1].unit_id, visible_to, emergency)
 
@@ -269,6 +277,12 @@ class Directory:
 
     def _emergency(self, officer_id: str, radio: str) -> str:
         return min(self._open_of_officer.get(officer_id) or self._open_of_radio.get(radio) or ("",)) if self._open else ""
+
+    def last_visible_to(self, officer_id: str) -> str:
+        """Who alone could see an officer in the last shift that is known: an emergency may outlast it."""
+        shifts = [each for radio in self._radios_of_officer.get(officer_id, ()) for each in self._intervals(radio)]
+        own = [each for each in shifts if each.officer_id == officer_id]
+        return max(own, key=lambda each: each.start).visible_to if own else ""
 
     def on_duty(self, officer_id: str, at: float) -> Interval | None:
         """What an officer has at a time; None off duty."""

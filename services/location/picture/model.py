@@ -28,6 +28,7 @@ from services.location.model import (
     Taken,
     coarsened,
     distance_m,
+    hidden_together,
     set_fix,
 )
 
@@ -249,13 +250,15 @@ class Picture:
                 return None, ""
             if interval is not None:
                 unit_id, visible_to, cameras = interval.unit_id, interval.visible_to, interval.camera_ids
+            else:
+                visible_to = directory.last_visible_to(unit.id)
         elif unit.kind == VEHICLES:
             unit_id, officers = directory.crew(unit.agency_id, unit.id, now)
             if not officers:
                 return None, ""
             emergency = next(filter(None, (directory.emergency_of_officer(officer, now) for officer in officers)), "")
             riding = filter(None, (directory.on_duty(officer, now) for officer in officers))
-            visible_to = next((each.visible_to for each in riding if each.visible_to), "")
+            visible_to = hidden_together(each.visible_to for each in riding)
         elif unit.kind == RADIOS:
             emergency = directory.emergency_of_radio(unit.id)
             if not emergency:

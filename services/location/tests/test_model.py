@@ -131,6 +131,20 @@ def test_who_rides_with_a_covert_officer_is_as_hidden_as_he_is(directory: Direct
     assert found.visible_to == "narcotics"
 
 
+def test_a_car_with_two_covert_crews_is_seen_by_neither_group(directory: Directory) -> None:
+    directory.learn_duty("r1", "pd", 2, [interval("anna", visible_to="vice")], NOW)
+    directory.learn_duty("r2", "pd", 2, [interval("bert", visible_to="narcotics")], NOW)
+    found = directory.settle(VEHICLE, "pd", "car-1", NOW)
+    assert isinstance(found, Holder)
+    assert found.visible_to not in ("", "vice", "narcotics")
+
+
+def test_a_covert_officers_emergency_that_outlasts_the_shift_stays_with_the_group(directory: Directory) -> None:
+    directory.learn_duty("r2", "pd", 2, [interval("bert", end=NOW + 10, visible_to="narcotics")], NOW)
+    directory.learn_emergency(emergency(1, radio="r2", officer="bert"))
+    assert directory.settle(RADIO, "pd", "r2", NOW + 20) == Holder(("bert",), "", "narcotics", "e1")
+
+
 def test_a_clock_ahead_makes_a_fix_suspect_and_one_too_far_behind_refuses_it(directory: Directory) -> None:
     assert judge(directory, RADIO, "pd", "r1", fix(at=NOW + 3600), NOW, LATE_S) == (Holder(("anna",), "unit-1", "", ""), True)
     assert judge(directory, RADIO, "pd", "r1", fix(at=NOW + 1), NOW, LATE_S) == (Holder(("anna",), "unit-1", "", ""), False)

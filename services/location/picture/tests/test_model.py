@@ -141,6 +141,14 @@ def test_a_covert_assignment_takes_an_officer_out_of_everybodys_sight_but_a_grou
     assert picture.places("other-pd", {"narcotics"}, None) == []
 
 
+def test_a_covert_officers_emergency_that_outlasts_the_shift_is_the_groups_only(picture: Picture, directory: Directory) -> None:
+    on_duty(directory, "anna", visible_to="narcotics", end=NOW + 10)
+    directory.learn_emergency(KnownEmergency("e1", 1, "pd", "radio-anna", "anna", True, NOW))
+    picture.take(taken("anna"))
+    [place] = turn(picture, NOW + 20)
+    assert place.visible_to == "narcotics"
+
+
 def test_a_suspect_clock_shows_nothing(picture: Picture) -> None:
     assert not picture.take(taken("anna", at=NOW + 900, suspect=True))
     assert turn(picture) == {}
