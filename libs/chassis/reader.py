@@ -193,7 +193,7 @@ async def _nothing(_: Received) -> None:
 class BatchReader(Reader):
     """Reads what arrives within a short time, so many records at the most, into a handler that takes them together.
 
-    If it cannot, it gets them one by one: the good ones are kept, poison is set aside.
+    If it cannot, it gets them in halves, and those in halves: the good ones are kept, poison is set aside.
     """
 
     def __init__(
@@ -204,6 +204,8 @@ class BatchReader(Reader):
         self._handle_batch, self._linger_s, self._at_most = handle, linger_s, at_most
 
     async def _handle_all(self, batch: Sequence[Received]) -> None:
+        if len(batch) == 1:
+            return await super()._handle_all(batch)
         pause = _BACKOFF_S
         while True:
             try:
@@ -211,8 +213,10 @@ class BatchReader(Reader):
             except TRANSIENT as error:
                 telemetry.log().warning("waiting to handle a batch", reader=self.name, records=len(batch), error=str(error))
             except Exception as error:
-                telemetry.log().warning("a batch is handled one by one", reader=self.name, records=len(batch), error=repr(error))
-                return await super()._handle_all(batch)
+                telemetry.log().warning("a batch is handled in halves", reader=self.name, records=len(batch), error=repr(error))
+                middle = len(batch) // 2
+                await self._handle_all(batch[:middle])
+                return await self._handle_all(batch[middle:])
             await asyncio.sleep(pause)
             pause = min(pause * 2, _BACKOFF_MAX_S)
 

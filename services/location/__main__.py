@@ -70,9 +70,9 @@ async def main(app: App[LocationSettings]) -> None:
 
     # Who has what comes first: a fix whose device is not known yet would be refused.
     learn = (
-        ("location-duty", DutyReader(directory, picture.names_changed), DUTY_SINCE),
-        ("location-devices", DeviceReader(directory, picture.place), DEVICES_SINCE),
-        ("location-emergencies", EmergencyReader(directory, picture.names_changed), EMERGENCIES_SINCE),
+        ("location-duty", DutyReader(directory, picture.look_at), DUTY_SINCE),
+        ("location-devices", DeviceReader(directory, picture.look_at, picture.place), DEVICES_SINCE),
+        ("location-emergencies", EmergencyReader(directory, picture.look_at), EMERGENCIES_SINCE),
         ("location-cameras", CameraReader(picture), CAMERAS_SINCE),
         ("location-sessions", SessionReader(picture), SESSIONS_SINCE),
     )

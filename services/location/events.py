@@ -1,6 +1,6 @@
 """Reports, positions, and who has what: protobuf <-> model; in from Kafka, and out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 
 from chassis.bus import BulkPublisher, Received, parse
@@ -10,16 +10,17 @@ from chassis.names import are_names, is_uuid
 from contracts.topics import EMERGENCY_EVENT, LOCATION_POSITION, LOCATION_REPORT, REGISTRY_DEVICE, REGISTRY_DUTY, radio_key
 from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.emergency.v1.emergency_pb2 import EMERGENCY_STATE_CLEARED, EmergencyEvent
-from sightline.location.v1.position_pb2 import Position, PositionReport, Refusal, Source
+from sightline.location.v1.position_pb2 import Position, PositionReport, Source
 from sightline.registry.v1.device_pb2 import DeviceRecord, FixedCamera
 from sightline.registry.v1.duty_pb2 import DutyInterval, DutyRecord
 
-from services.location.model import GOOD, Directory, Fix, Holder, Interval, KnownEmergency, Taken, Vehicle, flaw, from_fix, set_fix
+from services.location.model import GOOD, Directory, Fix, Holder, Interval, KnownEmergency, Name, Taken, Vehicle, flaw, from_fix, set_fix
 from services.location.service import LocationService, Report
 
 # What is tailed from when: every radio is told of again within ten minutes; open emergencies are state; devices are compacted.
-DUTY_SINCE, EMERGENCIES_SINCE, DEVICES_SINCE = timedelta(hours=2), timedelta(hours=24), timedelta(days=36_500)
+DUTY_SINCE, EMERGENCIES_SINCE, DEVICES_SINCE = timedelta(hours=2), EMERGENCY_EVENT.retention, timedelta(days=36_500)
 _LATEST_S = 2**36  # in the year 4147
+Changed = Callable[[Iterable[Name]], None]
 _SOURCES = {"radio": Source.SOURCE_RADIO, "camera_id": Source.SOURCE_CAMERA, "vehicle_id": Source.SOURCE_VEHICLE}
 
 
@@ -96,12 +97,8 @@ class ReportReader:
         self._service = service
 
     async def __call__(self, batch: Sequence[Received]) -> None:
-        """Take reports; what is broken is poison, what is refused for another reason is counted and kept nowhere."""
-        reports = [from_report(parse(PositionReport, received.value)) for received in batch]
-        for report in reports:
-            if why := flaw(report.fix) if report else Refusal.REFUSAL_INCOMPLETE:
-                raise PoisonError(Refusal.Name(why))
-        await self._service.take(reports)
+        """Take reports. What is no report is poison; what is refused is counted and kept nowhere, for it may be of somebody off duty."""
+        await self._service.take([from_report(parse(PositionReport, received.value)) for received in batch])
 
 
 class HistoryReader:
@@ -121,11 +118,11 @@ class HistoryReader:
 
 
 class DutyReader:
-    """Learns who holds which radio, with what. `changed` gets the names for which something is different."""
+    """Learns who holds which radio, with what. `changed` gets the units for which something is different."""
 
     topics = (REGISTRY_DUTY,)
 
-    def __init__(self, directory: Directory, changed: Callable[[set[str]], None]) -> None:
+    def __init__(self, directory: Directory, changed: Changed) -> None:
         self._directory, self._changed = directory, changed
 
     async def __call__(self, received: Received) -> None:
@@ -142,15 +139,16 @@ class DeviceReader:
 
     topics = (REGISTRY_DEVICE,)
 
-    def __init__(self, directory: Directory, placed: Callable[[int, FixedCamera], None]) -> None:
-        self._directory, self._placed = directory, placed
+    def __init__(self, directory: Directory, changed: Changed, placed: Callable[[int, FixedCamera], None]) -> None:
+        self._directory, self._changed, self._placed = directory, changed, placed
 
     async def __call__(self, received: Received) -> None:
         """Learn from one record."""
         record = parse(DeviceRecord, received.value)
         if record.HasField("vehicle"):
             vehicle = record.vehicle
-            self._directory.learn_vehicle(Vehicle(vehicle.agency_id, vehicle.vehicle_id, record.version, vehicle.unit_id))
+            known = Vehicle(vehicle.agency_id, vehicle.vehicle_id, record.version, vehicle.unit_id)
+            self._changed(self._directory.learn_vehicle(known))
         elif record.HasField("fixed_camera"):
             camera = record.fixed_camera
             if flaw(Fix(camera.latitude, camera.longitude, None, None, None, 0.0)):
@@ -159,11 +157,11 @@ class DeviceReader:
 
 
 class EmergencyReader:
-    """Learns for whom an emergency is open. `changed` gets the names for which something is different."""
+    """Learns for whom an emergency is open. `changed` gets the units for which something is different."""
 
     topics = (EMERGENCY_EVENT,)
 
-    def __init__(self, directory: Directory, changed: Callable[[set[str]], None]) -> None:
+    def __init__(self, directory: Directory, changed: Changed) -> None:
         self._directory, self._changed = directory, changed
 
     async def __call__(self, received: Received) -> None:

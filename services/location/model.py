@@ -25,6 +25,8 @@ _CLOSED_AT_MOST = 100_000
 # At this resolution of H3 a place is as precise as its fix.
 FINEST = 15
 
+Name = tuple[str, int, str]  # of a unit: agency, kind, id
+
 
 class Fix(NamedTuple):
     """One place at one time: degrees on the WGS 84 ellipsoid, metres, metres a second, degrees from true north, seconds since 1970."""
@@ -99,10 +101,6 @@ class Interval(NamedTuple):
     camera_ids: tuple[str, ...]
     visible_to: str
 
-    def holds(self, at: float) -> bool:
-        """Whether the instant lies in it."""
-        return self.start <= at < self.end
-
 
 class Holder(NamedTuple):
     """Who had a device at one time, and the emergency that is open for them."""
@@ -119,6 +117,14 @@ def hidden_together(groups: Iterable[str]) -> str:
     With several groups it is none of them: the result is the name of no group.
     """
     return "+".join(sorted(set(filter(None, groups))))
+
+
+def together(shifts: Sequence[Interval]) -> Interval | None:
+    """What an officer has of all radios that he or she holds at a time, in order of their starts; as hidden as any of them."""
+    if len(shifts) < 2:
+        return shifts[0] if shifts else None
+    cameras = tuple(dict.fromkeys(camera_id for each in reversed(shifts) for camera_id in each.camera_ids))
+    return shifts[-1]._replace(camera_ids=cameras, visible_to=hidden_together(each.visible_to for each in shifts))
 
 
 @dataclass(slots=True)
@@ -150,6 +156,10 @@ class KnownEmergency:
     is_open: bool
     since: float
 
+    def is_of(self, officer_id: str, at: float) -> bool:
+        """Whether it is, at a time, the emergency of an officer who is its subject or holds its radio. Clocks differ a little."""
+        return self.since <= at + AHEAD_S and self.officer_id in ("", officer_id)
+
 
 class Directory:
     """Who has which device, and for whom an emergency is open, as topics tell; the past only as long as a late fix may need it."""
@@ -162,32 +172,35 @@ class Directory:
         self._radios_of_unit: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         self._radios_of_officer: defaultdict[str, set[str]] = defaultdict(set)
         self._vehicles: dict[tuple[str, str], Vehicle] = {}
+        self._vehicles_of_unit: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         self._open: dict[str, KnownEmergency] = {}
         self._open_of_radio: defaultdict[str, set[str]] = defaultdict(set)
         self._open_of_officer: defaultdict[str, set[str]] = defaultdict(set)
         self._closed: Recent[str, int] = Recent(_CLOSED_AT_MOST)
 
-    # --- what it is told ---------------------------------------------------------------------------------------------
+    # --- what it is told: each returns the names of units for which something may be different now -------------------
 
-    def learn_duty(self, radio: str, agency_id: str, version: int, intervals: Sequence[Interval], told_at: float) -> set[str]:
-        """A radio's duty record; an older one than is known changes nothing. Returns the officers for whom something has changed."""
+    def learn_duty(self, radio: str, agency_id: str, version: int, intervals: Sequence[Interval], told_at: float) -> set[Name]:
+        """A radio's duty record; an older one than is known changes nothing."""
         known = self._radios.get(radio)
         if known is not None and version < known.version:
             return set()
         before = known.intervals if known else ()
-        # A record leaves out what has long ended; a late fix may still be of then.
+        # A record leaves out what has long ended; a late fix may still be of then, and an emergency outlast it.
         first = min((each.start for each in intervals), default=told_at)
-        kept = [each for each in before if each.end <= first and each.end > told_at - self._late_s]
+        oldest = told_at - self._late_s
+        kept = [each for each in before if each.end <= first and (each.end > oldest or each.officer_id in self._open_of_officer)]
         now = (*kept, *intervals)
         if known is not None and now == before:
             known.version = version
             return set()
+        touched = self._near(agency_id, before) | {(agency_id, RADIOS, radio)}
         for each in before:
             self._index(radio, agency_id, each, forget=True)
         for each in now:
             self._index(radio, agency_id, each)
         self._radios[radio] = _Radio(agency_id, version, now)
-        return {each.officer_id for each in (*before, *intervals)}
+        return touched | self._near(agency_id, now)
 
     def _index(self, radio: str, agency_id: str, each: Interval, *, forget: bool = False) -> None:
         sets = [self._radios_of_officer[each.officer_id], *(self._radios_of_camera[agency_id, name] for name in each.camera_ids)]
@@ -196,39 +209,64 @@ class Directory:
         for radios in sets:
             radios.discard(radio) if forget else radios.add(radio)
 
-    def learn_vehicle(self, vehicle: Vehicle) -> bool:
-        """A vehicle's record; False if it is not newer."""
+    def learn_vehicle(self, vehicle: Vehicle) -> set[Name]:
+        """A vehicle's record; one that is not newer changes nothing."""
         key = (vehicle.agency_id, vehicle.vehicle_id)
         known = self._vehicles.get(key)
         if known is not None and vehicle.version <= known.version:
-            return False
+            return set()
+        touched: set[Name] = {(vehicle.agency_id, VEHICLES, vehicle.vehicle_id)}
+        if known is not None:
+            touched |= self._crew(known.agency_id, known.unit_id)
+            self._vehicles_of_unit[known.agency_id, known.unit_id].discard(vehicle.vehicle_id)
         self._vehicles[key] = vehicle
-        return True
+        if vehicle.unit_id:
+            self._vehicles_of_unit[vehicle.agency_id, vehicle.unit_id].add(vehicle.vehicle_id)
+        return touched | self._crew(vehicle.agency_id, vehicle.unit_id)
 
-    def learn_emergency(self, known: KnownEmergency) -> set[str]:
-        """An emergency's state; an older one than is known changes nothing. Returns the officers and the radio that it is about."""
+    def learn_emergency(self, known: KnownEmergency) -> set[Name]:
+        """An emergency's state; an older one than is known changes nothing."""
         key = known.emergency_id
         before = self._open.get(key)
         if known.version <= max(before.version if before else 0, self._closed.get(key) or 0):
             return set()
-        touched = self._about(before) | self._about(known)
+        touched = self._about(known)
         if before is not None:
+            touched |= self._about(before)
             del self._open[key]
-            self._open_of_radio[before.radio].discard(key)
-            self._open_of_officer[before.officer_id].discard(key)
+            _discard(self._open_of_radio, before.radio, key)
+            _discard(self._open_of_officer, before.officer_id, key)
         if known.is_open:
             self._open[key] = known
             self._open_of_radio[known.radio].add(key)
-            self._open_of_officer[known.officer_id].add(key)
+            if known.officer_id:
+                self._open_of_officer[known.officer_id].add(key)
         else:
             self._closed.put(key, known.version)
         return touched
 
-    def _about(self, emergency: KnownEmergency | None) -> set[str]:
-        if emergency is None:
-            return set()
-        holders = {each.officer_id for each in self._intervals(emergency.radio) if each.end > emergency.since}
-        return (holders | {emergency.radio, emergency.officer_id}) - {""}
+    def _about(self, emergency: KnownEmergency) -> set[Name]:
+        """Its radio, its officer, whoever has held the radio since, and those with whom they ride."""
+        radio = self._radios.get(emergency.radio)
+        agency_id = radio.agency_id if radio else emergency.agency_id
+        shifts = [each for each in self._intervals(emergency.radio) if each.end > emergency.since]
+        if emergency.officer_id:
+            shifts += self._shifts(emergency.officer_id)
+        touched = self._near(agency_id, shifts) | {(agency_id, RADIOS, emergency.radio)}
+        return touched | ({(agency_id, OFFICERS, emergency.officer_id)} if emergency.officer_id else set())
+
+    def _near(self, agency_id: str, shifts: Iterable[Interval]) -> set[Name]:
+        """The officers of shifts, and whoever and whatever is of the same units."""
+        touched: set[Name] = {(agency_id, OFFICERS, each.officer_id) for each in shifts}
+        for unit_id in {each.unit_id for each in shifts}:
+            touched |= self._crew(agency_id, unit_id)
+            touched |= {(agency_id, VEHICLES, name) for name in self._vehicles_of_unit.get((agency_id, unit_id), ())}
+        return touched
+
+    def _crew(self, agency_id: str, unit_id: str) -> set[Name]:
+        radios = self._radios_of_unit.get((agency_id, unit_id), ())
+        shifts = (each for radio in radios for each in self._intervals(radio))
+        return {(agency_id, OFFICERS, each.officer_id) for each in shifts if each.unit_id == unit_id}
 
     # --- what it is asked --------------------------------------------------------------------------------------------
 
@@ -238,17 +276,17 @@ class Directory:
             return self._settle_radio(agency_id, device_id, at)
         if source == CAMERA:
             radios = self._radios_of_camera.get((agency_id, device_id))
-            found = [each for each in self._held(radios or (), at) if device_id in each[1].camera_ids]
+            found = [each for each in self._held(radios or (), at) if device_id in each.camera_ids]
         else:
             vehicle = self._vehicles.get((agency_id, device_id))
             radios = self._radios_of_unit.get((agency_id, vehicle.unit_id), set()) if vehicle else None
-            found = [each for each in self._held(radios or (), at) if vehicle and each[1].unit_id == vehicle.unit_id]
+            found = [each for each in self._held(radios or (), at) if vehicle and each.unit_id == vehicle.unit_id]
         if found:
-            return self._holder(found)
+            return self._holder(sorted(found), at)
         return Refusal.REFUSAL_UNKNOWN_DEVICE if radios is None else Refusal.REFUSAL_OFF_DUTY
 
-    def _held(self, radios: Iterable[str], at: float) -> Iterator[tuple[str, Interval]]:
-        return ((radio, each) for radio in radios for each in self._intervals(radio) if each.holds(at))
+    def _held(self, radios: Iterable[str], at: float) -> Iterator[Interval]:
+        return (each for radio in radios for each in self._intervals(radio) if each.start <= at < each.end)
 
     def _settle_radio(self, agency_id: str, radio: str, at: float) -> Holder | Refusal.ValueType:
         known = self._radios.get(radio)
@@ -256,68 +294,71 @@ class Directory:
             return Refusal.REFUSAL_NOT_YOURS
         for each in known.intervals if known else ():
             if each.start <= at < each.end:
-                return Holder((each.officer_id,), each.unit_id, each.visible_to, self._emergency(each.officer_id, radio))
+                return self._holder((each,), at)
         # Nobody holds it, and it calls for help: from the press on it is shown where it is.
-        for emergency_id in self._open_of_radio.get(radio, ()):
+        for emergency_id in sorted(self._open_of_radio.get(radio, ())):
             emergency = self._open[emergency_id]
             if emergency.since <= at and (known is not None or emergency.agency_id == agency_id):
                 officer_id = emergency.officer_id
-                return Holder((officer_id,) if officer_id else (), "", self.last_visible_to(officer_id), emergency_id)
+                return Holder((officer_id,) if officer_id else (), "", self.audience(officer_id, at), emergency_id)
         return Refusal.REFUSAL_OFF_DUTY if known else Refusal.REFUSAL_UNKNOWN_DEVICE
 
-    def _holder(self, found: Sequence[tuple[str, Interval]]) -> Holder:
-        officers = tuple(dict.fromkeys(each.officer_id for _, each in found))
-        visible_to = hidden_together(each.visible_to for _, each in found)
-        emergency = next(filter(None, (self._emergency(each.officer_id, radio) for radio, each in found)), "")
-        return Holder(officers, found[0][1].unit_id, visible_to, emergency)
+    def _holder(self, found: Sequence[Interval], at: float) -> Holder:
+        officers = tuple(dict.fromkeys(each.officer_id for each in found))
+        visible_to = hidden_together(self.audience(officer_id, at) for officer_id in officers)
+        emergency = min(filter(None, (self.emergency_of_officer(officer_id, at) for officer_id in officers)), default="")
+        return Holder(officers, found[-1].unit_id, visible_to, emergency)
 
     def _intervals(self, radio: str) -> tuple[Interval, ...]:
         known = self._radios.get(radio)
         return known.intervals if known else ()
 
-    def _emergency(self, officer_id: str, radio: str) -> str:
-        return min(self._open_of_officer.get(officer_id) or self._open_of_radio.get(radio) or ("",)) if self._open else ""
+    def _shifts(self, officer_id: str) -> list[Interval]:
+        """All that is known of an officer, in order of their starts."""
+        radios = self._radios_of_officer.get(officer_id, ())
+        found = [each for radio in radios for each in self._intervals(radio) if each.officer_id == officer_id]
+        return sorted(found) if len(found) > 1 else found
 
-    def last_visible_to(self, officer_id: str) -> str:
-        """Who alone could see an officer in the last shift that is known: an emergency may outlast it."""
-        shifts = [each for radio in self._radios_of_officer.get(officer_id, ()) for each in self._intervals(radio)]
-        own = [each for each in shifts if each.officer_id == officer_id]
-        return max(own, key=lambda each: each.start).visible_to if own else ""
-
-    def on_duty(self, officer_id: str, at: float) -> Interval | None:
+    def shift(self, officer_id: str, at: float) -> Interval | None:
         """What an officer has at a time; None off duty."""
-        for radio in self._radios_of_officer.get(officer_id, ()):
-            for each in self._intervals(radio):
-                if each.start <= at < each.end and each.officer_id == officer_id:
-                    return each
-        return None
+        return together([each for each in self._shifts(officer_id) if each.start <= at < each.end])
+
+    def audience(self, officer_id: str, at: float) -> str:
+        """Who alone may see an officer at a time; off duty it is as in the last shift, because an emergency may outlast it."""
+        shifts = self._shifts(officer_id)
+        now = [each for each in shifts if each.start <= at < each.end]
+        if not now and shifts:
+            last = max((each for each in shifts if each.end <= at), key=lambda each: each.end, default=shifts[0])
+            now = [each for each in shifts if each.start < last.end <= each.end]
+        return hidden_together(each.visible_to for each in now)
 
     def emergency_of_officer(self, officer_id: str, at: float) -> str:
-        """An open emergency of an officer, or of the radio that he or she holds; empty if there is none."""
+        """An open emergency of an officer, or of a radio that he or she holds; empty if there is none."""
         if not self._open:
             return ""
-        if own := self._open_of_officer.get(officer_id):
-            return min(own)
+        found = set(self._open_of_officer.get(officer_id, ()))
         for radio in self._radios_of_officer.get(officer_id, ()):
             of_radio = self._open_of_radio.get(radio)
-            if of_radio and any(each.officer_id == officer_id and each.holds(at) for each in self._intervals(radio)):
-                return min(of_radio)
-        return ""
+            if of_radio and any(each.officer_id == officer_id and each.start <= at < each.end for each in self._intervals(radio)):
+                found |= of_radio
+        return min((key for key in found if self._open[key].is_of(officer_id, at)), default="")
 
-    def emergency_of_radio(self, radio: str) -> str:
-        """An open emergency of a radio; empty if there is none."""
-        return min(self._open_of_radio.get(radio) or ("",))
-
-    def crew(self, agency_id: str, vehicle_id: str, at: float) -> tuple[str, tuple[str, ...]]:
-        """The unit that drives a vehicle, and its officers on duty."""
-        vehicle = self._vehicles.get((agency_id, vehicle_id))
-        found = self.settle(VEHICLE, agency_id, vehicle_id, at)
-        return (vehicle.unit_id, found.officer_ids) if vehicle and isinstance(found, Holder) else ("", ())
+    def emergency_of_radio(self, radio: str) -> KnownEmergency | None:
+        """An open emergency of a radio."""
+        found = self._open_of_radio.get(radio)
+        return self._open[min(found)] if found else None
 
     def wearers(self, agency_id: str, camera_id: str) -> set[str]:
         """Officers who have, or have had, a camera."""
         radios = self._radios_of_camera.get((agency_id, camera_id), ())
         return {each.officer_id for radio in radios for each in self._intervals(radio) if camera_id in each.camera_ids}
+
+
+def _discard(index: dict[str, set[str]], name: str, value: str) -> None:
+    found = index.get(name, set())
+    found.discard(value)
+    if not found:
+        index.pop(name, None)
 
 
 def judge(directory: Directory, source: Source.ValueType, agency_id: str, device_id: str, fix: Fix, now: float, late_s: float) -> (

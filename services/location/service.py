@@ -14,10 +14,9 @@ from chassis.identity import Caller
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from sightline.location.v1.position_pb2 import Refusal, Source, UnitKind
 
-from services.location.model import Directory, Fix, Point, Privacy, Taken, judge, points
+from services.location.model import Directory, Fix, Name, Point, Privacy, Taken, judge, points
 
 Refused = tuple[int, Refusal.ValueType]  # place in the batch, why
-Name = tuple[str, int, str]  # agency, kind, unit
 
 
 class Report(NamedTuple):
@@ -36,6 +35,7 @@ class Store(Protocol):
     async def unit_keys(self, tx: Transaction, names: Iterable[Name]) -> dict[Name, int]: ...
     async def make_day(self, tx: Transaction, day: date) -> None: ...
     async def drop_days(self, db: Statements) -> list[date]: ...
+    async def drop_latest(self, db: Statements) -> int: ...
     async def keep(self, tx: Transaction, rows: Sequence[tuple[int, Point]]) -> None: ...
     async def track(
         self, tx: Transaction, name: Name, groups: Sequence[str], span: tuple[datetime, datetime], after: tuple[datetime, int] | None,
@@ -114,10 +114,12 @@ class LocationService:
         self._keys = keys
 
     async def sweep(self) -> None:
-        """Delete the tracks that are due."""
+        """Delete the tracks that are due, and newest fixes that nobody has renewed for a day."""
         async with self._database.statements() as db:
             if dropped := await self._store.drop_days(db):
                 telemetry.log().info("tracks deleted", days=[day.isoformat() for day in dropped])
+            if forgotten := await self._store.drop_latest(db):
+                telemetry.log().info("newest fixes deleted", devices=forgotten)
 
     async def track(
         self, caller: Caller, kind: UnitKind.ValueType, unit_id: str, span: tuple[datetime, datetime], reason: str,

@@ -6,7 +6,7 @@ from typing import LiteralString
 
 from chassis.db import Row, Statements, Transaction
 
-from services.location.model import Point, Privacy
+from services.location.model import Name, Point, Privacy
 
 _COLUMNS: LiteralString = (
     "unit_key, fixed_at, source, taken_at, latitude, longitude, accuracy_m, speed_mps, course_deg, coarse, clock_suspect, emergency_id,"
@@ -15,7 +15,6 @@ _COLUMNS: LiteralString = (
 _TYPES = (
     "int4", "timestamptz", "int2", "timestamptz", "float8", "float8", "float4", "float4", "float4", "bool", "bool", "text", "text", "date",
 )  # fmt: skip
-Name = tuple[str, int, str]  # agency, kind, unit
 
 
 class Store:
@@ -80,6 +79,10 @@ class Store:
             columns,
         )
         await tx.execute("UPDATE flushed SET at = now()")
+
+    async def drop_latest(self, db: Statements) -> int:
+        """Forget devices that have told nothing for a day; how many."""
+        return await db.execute("DELETE FROM latest WHERE fixed_at < now() - interval '1 day'")
 
     async def only_one_flushes(self, tx: Transaction) -> bool:
         """True for one replica at a time, until its transaction ends."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -371,14 +372,16 @@ async def test_poison_on_its_topics_stops_neither_the_map_nor_the_tracks(
     nowhere.fix.latitude = float("nan")
     nowhere.fix.fixed_at.FromDatetime(now)
     strange = Position(agency_id=AGENCY, source=9, device_id="r", officer_ids=[member.officer_id])  # type: ignore[arg-type]
+    # No poison, only refused: whoever is off duty must not lie among the dead letters.
     late = PositionReport(agency_id=AGENCY, device=Device(radio=member.radio))
     late.fix.fixed_at.seconds = late.reported_at.seconds = 2**62
+    impossible = fix(radio_device(member.radio), (math.nan, 11.5))
     hanging = DeviceRecord(version=1, fixed_camera=FixedCamera(camera_id="x", agency_id=AGENCY, latitude=float("inf")))
     garbage = b"\xff not protobuf"
     producer = Producer(client_config(kafka))
     for topic, values in (
         (LOCATION_POSITION, [nowhere.SerializeToString(), strange.SerializeToString(), garbage]),
-        (LOCATION_REPORT, [late.SerializeToString(), garbage]),
+        (LOCATION_REPORT, [late.SerializeToString(), impossible.SerializeToString(), garbage]),
         (REGISTRY_DEVICE, [hanging.SerializeToString(), garbage]),
     ):
         for value in values:
@@ -391,14 +394,16 @@ async def test_poison_on_its_topics_stops_neither_the_map_nor_the_tracks(
     await unit(world.supervisor, OFFICER, member.officer_id, lambda each: each.fix.fixed_at.ToDatetime(UTC) == at)
     await track(world.supervisor, member.officer_id, 2)
 
-    def dead_letters() -> bool:
-        admin, found = AdminClient(client_config(kafka)), 0
-        for topic in (LOCATION_POSITION.dlq(), LOCATION_REPORT.dlq(), REGISTRY_DEVICE.dlq()):
-            answer = admin.list_offsets({TopicPartition(topic.name, 0): OffsetSpec.latest()})  # type: ignore[no-untyped-call]
-            found += sum(each.result(timeout=10).offset for each in answer.values())
-        return found >= 7
+    def dead_letters() -> list[int]:
+        topics = [TopicPartition(topic.dlq().name, 0) for topic in (LOCATION_POSITION, LOCATION_REPORT, REGISTRY_DEVICE)]
+        answer = AdminClient(client_config(kafka)).list_offsets({topic: OffsetSpec.latest() for topic in topics})  # type: ignore[no-untyped-call]
+        return [answer[topic].result(timeout=10).offset for topic in topics]
 
-    await until(lambda: asyncio.to_thread(dead_letters), "seven dead letters")
+    async def all_set_aside() -> bool:
+        return sum(await asyncio.to_thread(dead_letters)) >= 6
+
+    await until(all_set_aside, "six dead letters")
+    assert await asyncio.to_thread(dead_letters) == [3, 1, 2]
 
 
 def _sightline(stack: Stack, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -3,7 +3,8 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import islice
+from functools import lru_cache
+from itertools import islice, product
 from typing import NamedTuple
 
 import h3.api.basic_int as h3
@@ -24,11 +25,12 @@ from services.location.model import (
     VEHICLES,
     Directory,
     Fix,
+    Holder,
+    Name,
     Privacy,
     Taken,
     coarsened,
     distance_m,
-    hidden_together,
     set_fix,
 )
 
@@ -36,18 +38,16 @@ from services.location.model import (
 CELL_RESOLUTION = 7
 # Between two neighbours' middles there are at least so many metres, anywhere on earth.
 _NEIGHBOUR_M = 1200.0
-# A box is at least so wide and high, degrees.
-_LEAST_DEG = 1e-6
-# Faster than anything of the police but a helicopter; metres a second.
-_IMPLAUSIBLE_MPS = 90.0
+# A box is at least so wide and high, degrees; one that is wider than half the earth H3 takes for the other half.
+_LEAST_DEG, _HALF_ROUND_DEG = 1e-6, 180.0
+# Faster than anything of the police but a helicopter; metres a second. Who knows nothing of where it is proves nothing.
+_IMPLAUSIBLE_MPS, _ERROR_AT_MOST_M = 90.0, 1500.0
 # How far a source may be off when it does not say; an officer may have left the vehicle.
 _ACCURACY_M = {RADIO: 15.0, CAMERA: 10.0, VEHICLE: 40.0, Source.SOURCE_REGISTRY: 5.0}
 # Every unit is looked at within so many turns, whether something was heard of it or not.
 _PATROL_TURNS = 100
 # How fast a fix loses its worth: somebody runs.
 _WANDERS_MPS = 3.0
-
-Key = tuple[int, str, str]  # kind, agency, id
 
 
 class Place(NamedTuple):
@@ -66,6 +66,7 @@ class Newest(NamedTuple):
     fix: Fix
     reported_at: float
     taken_at: float
+    visible_to: str
 
     @property
     def error_m(self) -> float:
@@ -80,20 +81,20 @@ class Newest(NamedTuple):
 
 def is_plausible(before: Newest, after: Newest) -> bool:
     """Whether something can have gone from one fix to the other."""
-    way = distance_m(before.fix, after.fix) - before.error_m - after.error_m
+    way = distance_m(before.fix, after.fix) - min(before.error_m, _ERROR_AT_MOST_M) - min(after.error_m, _ERROR_AT_MOST_M)
     return way <= _IMPLAUSIBLE_MPS * max(after.fix.fixed_at - before.fix.fixed_at, 1.0)
 
 
 class Unit:
     """One unit: its sources' newest fixes, and how it was last shown."""
 
-    __slots__ = ("agency_id", "best", "doubted", "id", "kind", "place", "shown", "sources", "unit_id")
+    __slots__ = ("agency_id", "doubted", "id", "kind", "place", "replaced", "shown", "sources")
 
-    def __init__(self, kind: UnitKind.ValueType, agency_id: str, id_: str) -> None:
-        self.kind, self.agency_id, self.id, self.unit_id = kind, agency_id, id_, ""
+    def __init__(self, agency_id: str, kind: UnitKind.ValueType, id_: str) -> None:
+        self.agency_id, self.kind, self.id = agency_id, kind, id_
         self.sources: dict[int, Newest] = {}
         self.doubted: dict[int, Newest] = {}
-        self.best: Newest | None = None
+        self.replaced: list[Newest] = []
         self.shown: UnitOnMap | None = None
         self.place: Place | None = None
 
@@ -105,12 +106,14 @@ class Unit:
                 return False
             if not is_plausible(before, new):
                 doubted = self.doubted.get(new.source)
-                if doubted is None or not is_plausible(doubted, new):
+                if doubted is None or new.fix.fixed_at > doubted.fix.fixed_at:
                     self.doubted[new.source] = new
+                if doubted is None or new.fix.fixed_at <= doubted.fix.fixed_at or not is_plausible(doubted, new):
                     return False
             self.doubted.pop(new.source, None)
+            if before.device_id != new.device_id:
+                self.replaced.append(before)
         self.sources[new.source] = new
-        self.best = new if len(self.sources) == 1 else min(self.sources.values(), key=lambda each: each.worth(new.fix.fixed_at))
         return True
 
 
@@ -119,11 +122,10 @@ class Picture:
 
     def __init__(self, directory: Directory, privacy: Callable[[str], Privacy]) -> None:
         self._directory, self._privacy = directory, privacy
-        self.units: dict[Key, Unit] = {}
-        self._changed: set[Key] = set()
-        self._related: defaultdict[str, set[Key]] = defaultdict(set)
-        self._patrol: Iterator[Key] = iter(())
-        self._places: defaultdict[Place, dict[Key, Unit]] = defaultdict(dict)
+        self.units: dict[Name, Unit] = {}
+        self._changed: set[Name] = set()
+        self._patrol: Iterator[Name] = iter(())
+        self._places: defaultdict[Place, dict[Name, Unit]] = defaultdict(dict)
         self._whole: dict[Place, bytes] = {}
         self._cameras: dict[tuple[str, str], CameraStatus] = {}
         self._live: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
@@ -136,28 +138,25 @@ class Picture:
         if taken.clock_suspect:
             return False
         agency, source = taken.agency_id, taken.source
-        new = Newest(source, taken.device_id, taken.fix, taken.reported_at, taken.taken_at)
-        keys: list[Key] = [(OFFICERS, agency, officer_id) for officer_id in taken.holder.officer_ids]
+        new = Newest(source, taken.device_id, taken.fix, taken.reported_at, taken.taken_at, taken.holder.visible_to)
+        names: list[Name] = [(agency, OFFICERS, officer_id) for officer_id in taken.holder.officer_ids]
         if source == VEHICLE:
-            keys.append((VEHICLES, agency, taken.device_id))
-        elif not keys:
-            keys.append((RADIOS, agency, taken.device_id))
+            names.append((agency, VEHICLES, taken.device_id))
+        elif not names:
+            names.append((agency, RADIOS, taken.device_id))
         is_news = False
-        for key in keys:
-            unit = self.units.get(key)
+        for name in names:
+            unit = self.units.get(name)
             if unit is None:
-                unit = self.units[key] = Unit(*key)  # type: ignore[arg-type]
-                for name in (key[2], *taken.holder.officer_ids):
-                    self._related[name].add(key)
+                unit = self.units[name] = Unit(*name)  # type: ignore[arg-type]
             if unit.offer(new):
-                self._changed.add(key)
+                self._changed.add(name)
                 is_news = True
         return is_news
 
-    def names_changed(self, names: Iterable[str]) -> None:
-        """Something about officers or radios may show differently: a shift, an emergency. Vehicles that they were in as well."""
-        for name in names:
-            self._changed.update(self._related.get(name, ()))
+    def look_at(self, names: Iterable[Name]) -> None:
+        """Units may show differently: a shift, an emergency, who rides with whom."""
+        self._changed.update(name for name in names if name in self.units)
 
     def place(self, version: int, camera: FixedCamera) -> None:
         """A fixed camera hangs somewhere."""
@@ -165,11 +164,11 @@ class Picture:
         if version <= self._fixed.get(name, 0):
             return
         self._fixed[name] = version
-        key: Key = (FIXED_CAMERAS, *name)
-        unit = self.units[key] = self.units.get(key) or Unit(FIXED_CAMERAS, *name)
+        unit_name: Name = (camera.agency_id, FIXED_CAMERAS, camera.camera_id)
+        unit = self.units[unit_name] = self.units.get(unit_name) or Unit(camera.agency_id, FIXED_CAMERAS, camera.camera_id)
         fix = Fix(camera.latitude, camera.longitude, None, None, None, 0.0)
-        unit.best = unit.sources[Source.SOURCE_REGISTRY] = Newest(Source.SOURCE_REGISTRY, camera.camera_id, fix, 0.0, 0.0)
-        self._changed.add(key)
+        unit.sources[Source.SOURCE_REGISTRY] = Newest(Source.SOURCE_REGISTRY, camera.camera_id, fix, 0.0, 0.0, "")
+        self._changed.add(unit_name)
 
     def learn_camera(self, status: CameraStatus) -> None:
         """What a body-worn camera does; an older version changes nothing."""
@@ -186,51 +185,56 @@ class Picture:
         self._camera_changed(name)
 
     def _camera_changed(self, name: tuple[str, str]) -> None:
-        for officer_id in self._directory.wearers(*name):
-            key = (OFFICERS, name[0], officer_id)
-            if key in self.units:
-                self._changed.add(key)
+        self.look_at((name[0], OFFICERS, officer_id) for officer_id in self._directory.wearers(*name))
 
     # --- what changed ------------------------------------------------------------------------------------------------
 
-    def changed(self) -> set[Key]:
-        """Keys of units that a turn has to look at, and some of the others: shifts also end because time goes by."""
-        keys, self._changed = self._changed, set()
+    def changed(self) -> set[Name]:
+        """Units that a turn has to look at, and some of the others: shifts also end because time goes by."""
+        names, self._changed = self._changed, set()
         patrolled = list(islice(self._patrol, len(self.units) // _PATROL_TURNS + 1))
         if not patrolled:
             self._patrol = iter(list(self.units))
-        keys.update(patrolled)
-        return keys
+        names.update(patrolled)
+        return names
 
-    def turn(self, keys: Iterable[Key], now: float, updates: dict[Place, pb.CellUpdate]) -> list[Unit]:
-        """Show units anew, and add what changed to the updates. Returns units that are gone: nobody on duty, no emergency."""
-        gone = []
-        for key in keys:
-            unit = self.units.get(key)
-            if unit is None or unit.best is None:
+    def turn(self, names: Iterable[Name], now: float, updates: dict[Place, pb.CellUpdate]) -> list[tuple[Unit, Newest]]:
+        """Show units anew, and add what changed to the updates.
+
+        Returns what is to be forgotten: fixes of devices that others have replaced, and of units where nobody is who may be shown.
+        """
+        forgotten: list[tuple[Unit, Newest]] = []
+        for name in names:
+            unit = self.units.get(name)
+            if unit is None:
                 continue
-            shown, visible_to = self._show(unit, unit.best, now)
+            forgotten += ((unit, each) for each in unit.replaced)
+            unit.replaced.clear()
+            shown = self._show(unit, now)
             if shown is None:
-                del self.units[key]
-                gone.append(unit)
-                self._leave(key, unit, updates)
+                del self.units[name]
+                forgotten += ((unit, each) for each in unit.sources.values())
+                self._leave(name, unit, updates)
                 continue
             if shown == unit.shown:
                 continue
             cell = h3.latlng_to_cell(shown.fix.latitude, shown.fix.longitude, CELL_RESOLUTION)
-            place = Place(unit.agency_id, visible_to, cell)
+            place = Place(unit.agency_id, shown.visible_to, cell)
             if unit.place != place:
-                self._leave(key, unit, updates)
-                self._places[place][key] = unit
+                self._leave(name, unit, updates)
+                self._places[place][name] = unit
                 unit.place = place
             unit.shown = shown
             self._update(place, updates).units.append(shown)
-        return gone
+        return forgotten
 
-    def _leave(self, key: Key, unit: Unit, updates: dict[Place, pb.CellUpdate]) -> None:
+    def _leave(self, name: Name, unit: Unit, updates: dict[Place, pb.CellUpdate]) -> None:
         if unit.place is not None:
             self._update(unit.place, updates).gone.append(f"{unit.kind}/{unit.id}")
-            del self._places[unit.place][key]
+            there = self._places[unit.place]
+            del there[name]
+            if not there:
+                del self._places[unit.place]
 
     def _update(self, place: Place, updates: dict[Place, pb.CellUpdate]) -> pb.CellUpdate:
         found = updates.get(place)
@@ -239,41 +243,65 @@ class Picture:
         self._whole.pop(place, None)  # each time: somebody may have asked for it in the middle of a turn
         return found
 
-    def _show(self, unit: Unit, best: Newest, now: float) -> tuple[UnitOnMap | None, str]:
-        """How a unit is shown, and to whom alone; nothing if it must not be."""
-        directory, unit_id, visible_to, emergency = self._directory, "", "", ""
-        cameras: Collection[str] = ()
-        if unit.kind == OFFICERS:
-            emergency = directory.emergency_of_officer(unit.id, now)
-            interval = directory.on_duty(unit.id, now)
-            if interval is None and not emergency:
-                return None, ""
-            if interval is not None:
-                unit_id, visible_to, cameras = interval.unit_id, interval.visible_to, interval.camera_ids
-            else:
-                visible_to = directory.last_visible_to(unit.id)
-        elif unit.kind == VEHICLES:
-            unit_id, officers = directory.crew(unit.agency_id, unit.id, now)
-            if not officers:
-                return None, ""
-            emergency = next(filter(None, (directory.emergency_of_officer(officer, now) for officer in officers)), "")
-            riding = filter(None, (directory.on_duty(officer, now) for officer in officers))
-            visible_to = hidden_together(each.visible_to for each in riding)
-        elif unit.kind == RADIOS:
-            emergency = directory.emergency_of_radio(unit.id)
-            if not emergency:
-                return None, ""
-        shown = UnitOnMap(
-            kind=unit.kind, id=unit.id, agency_id=unit.agency_id, unit_id=unit_id, source=best.source, emergency_id=emergency,
-            visible_to=visible_to,
-        )  # fmt: skip
+    def _show(self, unit: Unit, now: float) -> UnitOnMap | None:
+        """How a unit is shown; nothing if it must not be."""
+        shown = UnitOnMap(kind=unit.kind, id=unit.id, agency_id=unit.agency_id)
+        if unit.kind != FIXED_CAMERAS and not self._is_there(unit, shown, now):
+            return None
+        sources = self.sources(unit, shown.visible_to)
+        if not sources:
+            return None
+        best = sources[0] if len(sources) == 1 else min(sources, key=lambda each: each.worth(now))
         resolution = self.resolution(shown)
-        shown.coarse = resolution < FINEST
+        shown.source, shown.coarse = best.source, resolution < FINEST
         set_fix(shown.fix, coarsened(best.fix, resolution))
         set_seconds(shown.taken_at, best.taken_at)
-        for camera_id in cameras:
-            self._add_camera(shown, unit.agency_id, camera_id)
-        return shown, visible_to
+        return shown
+
+    def _is_there(self, unit: Unit, shown: UnitOnMap, now: float) -> bool:
+        """Write who it is and for whom; False if nobody is on duty there and no emergency is open."""
+        directory, agency = self._directory, unit.agency_id
+        if unit.kind == OFFICERS:
+            shown.emergency_id = directory.emergency_of_officer(unit.id, now)
+            shift = directory.shift(unit.id, now)
+            shown.visible_to = shift.visible_to if shift else directory.audience(unit.id, now)
+            if shift is not None:
+                shown.unit_id = shift.unit_id
+                for camera_id in shift.camera_ids:
+                    self._add_camera(shown, agency, camera_id)
+            return bool(shift or shown.emergency_id)
+        if unit.kind == VEHICLES:
+            crew = directory.settle(VEHICLE, agency, unit.id, now)
+            if isinstance(crew, Holder):
+                shown.unit_id, shown.visible_to, shown.emergency_id = crew.unit_id, crew.visible_to, crew.emergency_id
+            return isinstance(crew, Holder)
+        emergency, holder = directory.emergency_of_radio(unit.id), directory.settle(RADIO, agency, unit.id, now)
+        if emergency is None:
+            return False
+        # Since it is known whose it is, the officer is shown; the radio only as long as nothing is heard of the officer.
+        held_by = holder.officer_ids if isinstance(holder, Holder) else ()
+        officer_id = emergency.officer_id or next(iter(held_by), "")
+        officer = self.units.get((agency, OFFICERS, officer_id))
+        shown.emergency_id, shown.visible_to = emergency.emergency_id, directory.audience(officer_id, now)
+        return officer is None or officer.place is None
+
+    def sources(self, unit: Unit, visible_to: str) -> list[Newest]:
+        """The newest fixes of a unit that an audience may see.
+
+        Whoever could see a place when it was new, can later; nobody else, whatever the unit does by then. What duty records say of then
+        by now counts as well: they may have come after the fix.
+        """
+        if unit.kind == FIXED_CAMERAS:
+            return list(unit.sources.values())
+        return [each for each in unit.sources.values() if each.visible_to in ("", visible_to) and self._is_of(unit, each, visible_to)]
+
+    def _is_of(self, unit: Unit, newest: Newest, visible_to: str) -> bool:
+        holder = self._directory.settle(newest.source, unit.agency_id, newest.device_id, newest.fix.fixed_at)
+        return (
+            isinstance(holder, Holder)
+            and holder.visible_to in ("", visible_to)
+            and (unit.kind != OFFICERS or unit.id in holder.officer_ids)
+        )  # fmt: skip
 
     def resolution(self, shown: UnitOnMap) -> int:
         """The H3 resolution that a unit's place is shown in."""
@@ -293,30 +321,33 @@ class Picture:
 
     def places(self, agency_id: str, groups: Collection[str], cells: Collection[int] | None) -> list[Place]:
         """Places with something in them, as an audience sees them."""
-        return [place for place, there in self._places.items() if there and sees(place, agency_id, groups, cells)]
+        return [place for place in self._places if sees(place, agency_id, groups, cells)]
 
     def whole(self, place: Place) -> bytes:
         """All that is in a place, encoded as a response with one whole cell; the same bytes until it changes."""
         found = self._whole.get(place)
         if found is None:
             update = pb.CellUpdate(cell=place.cell, visible_to=place.visible_to, whole=True)
-            update.units.extend(unit.shown for unit in self._places.get(place, {}).values() if unit.shown)
-            found = self._whole[place] = encoded(update)
+            update.units.extend(self._shown_in(place))
+            found = encoded(update)
+            if update.units:
+                self._whole[place] = found
         return found
 
+    def _shown_in(self, place: Place) -> Iterator[UnitOnMap]:
+        return (unit.shown for unit in self._places.get(place, {}).values() if unit.shown)
+
     def nearest(
-        self, at: tuple[float, float], within_m: float, places: Iterable[Place], wanted: Callable[[UnitOnMap], bool], count: int
-    ) -> list[tuple[float, UnitOnMap]]:
-        """Units in some places by metres from a point, as shown; rings of cells around it, until no nearer one can come."""
-        in_cell: defaultdict[int, list[UnitOnMap]] = defaultdict(list)
-        for place in places:
-            in_cell[place.cell].extend(unit.shown for unit in self._places[place].values() if unit.shown)
+        self, at: tuple[float, float], within_m: float, agency_id: str, groups: Collection[str], wanted: Callable[[UnitOnMap], bool],
+        count: int,
+    ) -> list[tuple[float, UnitOnMap]]:  # fmt: skip
+        """Units by metres from a point, as an audience sees them; rings of cells around it, until no nearer one can come."""
         found: list[tuple[float, UnitOnMap]] = []
         for closest, cells in self._rings(h3.latlng_to_cell(*at, CELL_RESOLUTION), within_m):
             if len(found) >= count and found[count - 1][0] <= closest:
                 break
-            for cell in cells:
-                for unit in filter(wanted, in_cell.get(cell, ())):
+            for cell, group in product(cells, ("", *groups)):
+                for unit in filter(wanted, self._shown_in(Place(agency_id, group, cell))):
                     way = h3.great_circle_distance(at, (unit.fix.latitude, unit.fix.longitude), unit="m")
                     if way <= within_m:
                         found.append((way, unit))
@@ -342,11 +373,12 @@ def sees(place: Place, agency_id: str, groups: Collection[str], cells: Collectio
     )  # fmt: skip
 
 
+@lru_cache(64)  # many who watch the same share its cells
 def cells_of(box: tuple[float, float, float, float], at_most: int) -> frozenset[int] | None:
     """All cells that a box (south, west, north, east, in degrees) touches; None if they are too many, or the box is none."""
     south, west, north, east = box
     width = max((east - west) % 360 or 360.0 * (east != west), _LEAST_DEG)
-    if south > north:
+    if south > north or width >= _HALF_ROUND_DEG:
         return None
     north, east = max(north, south + _LEAST_DEG), west + width if west + width <= 180 else east
     middle = math.cos(math.radians((south + north) / 2))

@@ -1,7 +1,6 @@
 """Use cases of the map: who watches an area gets it whole and then what changes; units by name, and by distance."""
 
 import asyncio
-import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +16,13 @@ from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from sightline.location.v1 import map_service_pb2 as pb
 from sightline.location.v1.position_pb2 import Source, UnitKind, UnitOnMap
 
-from services.location.model import Taken
-from services.location.picture.model import Key, Newest, Picture, Place, Unit, cells_of, encoded, sees
+from services.location.model import Name, Taken
+from services.location.picture.model import Newest, Picture, Place, Unit, cells_of, encoded, sees
 
 # Units that a turn shows before it lets others have the loop; bytes that a watcher gets at once, about.
 _AT_ONCE, _CHUNK = 500, 256 * 1024
-_WATCHERS_AT_MOST, _CELLS_AT_MOST = 500, 20_000
+# A box of so many cells is a large county; who wants more watches everywhere.
+_WATCHERS_AT_MOST, _CELLS_AT_MOST = 500, 5_000
 # A turn that takes long is followed by a longer pause: bulk never has the process to itself.
 _REST = 1.0
 
@@ -50,11 +50,15 @@ class Watcher:
     def push(self, places: set[Place], parts: list[bytes]) -> None:
         """A turn's changes. The same list goes to all who see the same."""
         if self.ready or self.missed:
-            self.missed |= places | self.ready_of
-            self.ready, self.ready_of = [], set()
+            self.miss(places)
         else:
             self.ready, self.ready_of = parts, places
         self.wake.set()
+
+    def miss(self, places: Iterable[Place]) -> None:
+        """Places to be sent whole, with what waits."""
+        self.missed |= self.ready_of.union(places)
+        self.ready, self.ready_of = [], set()
 
 
 class PictureService:
@@ -77,19 +81,20 @@ class PictureService:
         """A position; `key` and `record` are as they came, to be kept if it is the device's newest."""
         if self._picture.take(taken):
             self._newest[key] = taken.fix.fixed_at, record
+            self._gone.discard(key)
 
     async def flush(self) -> None:
         """Keep each device's newest fix, for the next start; one replica at a time does it for all."""
         newest, self._newest = self._newest, {}
-        gone, self._gone = self._gone - newest.keys(), set()
+        gone, self._gone = self._gone, set()
         rows = [(key, datetime.fromtimestamp(at, UTC), record) for key, (at, record) in sorted(newest.items())]
         try:
             async with self._database.transaction() as tx:
                 if await self._store.only_one_flushes(tx):
                     await self._store.flush(tx, rows, sorted(gone))
         except Unavailable:
-            self._newest = newest | self._newest
-            self._gone |= gone
+            self._newest = {key: kept for key, kept in newest.items() if key not in self._gone} | self._newest
+            self._gone |= gone - self._newest.keys()
             raise
 
     async def newest(self) -> tuple[list[tuple[bytes, bytes]], datetime]:
@@ -103,20 +108,21 @@ class PictureService:
         """Show what changed to everybody who watches."""
         began = asyncio.get_running_loop().time()
         updates: dict[Place, pb.CellUpdate] = {}
-        keys, now = list(self._picture.changed()), self._clock.now().timestamp()
-        for start in range(0, len(keys), _AT_ONCE):
-            for unit in self._picture.turn(keys[start : start + _AT_ONCE], now, updates):
-                self._gone.update(self._devices_of(unit))
+        names, now = list(self._picture.changed()), self._clock.now().timestamp()
+        for start in range(0, len(names), _AT_ONCE):
+            for unit, newest in self._picture.turn(names[start : start + _AT_ONCE], now, updates):
+                self._forget(unit, newest)
             await asyncio.sleep(0)
         if updates and self._watchers:
             await self._push(updates)
         await asyncio.sleep((asyncio.get_running_loop().time() - began) * _REST)
 
-    def _devices_of(self, unit: Unit) -> Iterable[bytes]:
-        """Keys of devices that go with a unit; a vehicle stays when one of its crew goes."""
-        for newest in unit.sources.values():
-            if newest.source != Source.SOURCE_VEHICLE or unit.kind == UnitKind.UNIT_KIND_VEHICLE:
-                yield self._key_of(unit.agency_id, newest.source, newest.device_id)
+    def _forget(self, unit: Unit, newest: Newest) -> None:
+        """Forget a device that goes with a unit; a vehicle stays when one of its crew goes."""
+        if newest.source != Source.SOURCE_VEHICLE or unit.kind == UnitKind.UNIT_KIND_VEHICLE:
+            key = self._key_of(unit.agency_id, newest.source, newest.device_id)
+            self._newest.pop(key, None)
+            self._gone.add(key)
 
     async def _push(self, updates: dict[Place, pb.CellUpdate]) -> None:
         """Encode each cell once; who sees the same cells gets the same bytes."""
@@ -143,27 +149,33 @@ class PictureService:
         if len(self._watchers) >= _WATCHERS_AT_MOST:
             raise Unavailable(Reason.ERROR_REASON_GOING_AWAY, "too many watch here; connect again, to another replica")
         where = " ".join(f"{edge:.5f}" for edge in box) if box else "everywhere"
-        await self._note(caller, "map.watched", f"agencies/{caller.agency_id}", {"box": where})
-        loop = asyncio.get_running_loop()
-        until, watcher = loop.time() + self._watch_s, Watcher(caller.agency_id, _groups(caller), cells)
-        watcher.missed.update(self._picture.places(watcher.agency_id, watcher.groups, cells))
+        until = asyncio.get_running_loop().time() + self._watch_s
+        watcher = Watcher(caller.agency_id, _groups(caller), cells)
         self._watchers.add(watcher)
         try:
-            for chunk in self._take(watcher):
+            await self._note(caller, "map.watched", f"agencies/{caller.agency_id}", {"box": where})
+            watcher.miss(self._picture.places(watcher.agency_id, watcher.groups, cells))
+            async for chunk in self._send(watcher, until):
                 yield chunk
-            yield pb.WatchAreaResponse(complete=True).SerializeToString()
-            while True:
-                left_s = until - loop.time()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(watcher.wake.wait(), left_s)
-                if not watcher.wake.is_set():
-                    # What the caller may see is settled by the token at the beginning; it does not hold for ever.
-                    raise Unavailable(Reason.ERROR_REASON_GOING_AWAY, "this watch has lasted an hour; connect again")
-                watcher.wake.clear()
-                for chunk in self._take(watcher):
-                    yield chunk
         finally:
             self._watchers.discard(watcher)
+
+    async def _send(self, watcher: Watcher, until: float) -> AsyncIterator[bytes]:
+        """What a watcher gets until a time of the loop's clock, however slowly it reads."""
+        loop, is_complete = asyncio.get_running_loop(), False
+        while True:
+            watcher.wake.clear()
+            for chunk in self._take(watcher):
+                yield chunk
+                if loop.time() >= until:
+                    raise _over()
+            if not is_complete:
+                yield pb.WatchAreaResponse(complete=True).SerializeToString()
+                is_complete = True
+            try:
+                await asyncio.wait_for(watcher.wake.wait(), until - loop.time())
+            except TimeoutError:
+                raise _over() from None
 
     def _take(self, watcher: Watcher) -> Iterable[bytes]:
         """What waits for a watcher: the last turn's bytes, or what was missed, whole."""
@@ -177,14 +189,14 @@ class PictureService:
 
         NotFound also if the caller must not see it.
         """
-        key: Key = (kind, caller.agency_id, unit_id)
-        unit = self._picture.units.get(key)
+        name: Name = (caller.agency_id, kind, unit_id)
+        unit = self._picture.units.get(name)
         seen = unit is not None and unit.place is not None and sees(unit.place, caller.agency_id, _groups(caller), None)
         details = {"kind": UnitKind.Name(kind).removeprefix("UNIT_KIND_"), "found": str(seen)}
         await self._note(caller, "position.read", f"units/{unit_id}", details)
         if unit is None or unit.shown is None or not seen:
             raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "no such unit is on duty, or not for you")
-        return unit.shown, list(unit.sources.values()), self._picture.resolution(unit.shown)
+        return unit.shown, self._picture.sources(unit, unit.shown.visible_to), self._picture.resolution(unit.shown)
 
     def nearest(
         self, caller: Caller, at: tuple[float, float], kinds: Collection[int], within_m: float, max_age_s: float, count: int
@@ -196,12 +208,16 @@ class PictureService:
         def wanted(unit: UnitOnMap) -> bool:
             return (not kinds or unit.kind in kinds) and (unit.kind == fixed or unit.taken_at.seconds >= oldest)
 
-        places = self._picture.places(caller.agency_id, _groups(caller), None)
-        return self._picture.nearest(at, within_m, places, wanted, count)
+        return self._picture.nearest(at, within_m, caller.agency_id, _groups(caller), wanted, count)
 
     async def _note(self, caller: Caller, action: str, target: str, details: dict[str, str]) -> None:
         async with self._database.transaction() as tx:
             self._audit.record(tx, Entry(action, caller.actor, target, caller.agency_id, details=details))
+
+
+def _over() -> Unavailable:
+    """What the caller may see is settled by the token at the beginning; that does not hold for ever."""
+    return Unavailable(Reason.ERROR_REASON_GOING_AWAY, "this watch has lasted an hour; connect again")
 
 
 def _groups(caller: Caller) -> frozenset[str]:

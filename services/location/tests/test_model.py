@@ -14,6 +14,7 @@ from services.location.model import (
     Holder,
     Interval,
     KnownEmergency,
+    Name,
     Privacy,
     Taken,
     Vehicle,
@@ -26,6 +27,9 @@ from services.location.model import (
 
 NOW, LATE_S, FOREVER = 1_800_000_000.0, 7200.0, float("inf")
 RADIO, CAMERA, VEHICLE = Source.SOURCE_RADIO, Source.SOURCE_CAMERA, Source.SOURCE_VEHICLE
+OFFICER_KIND, VEHICLE_KIND, RADIO_KIND = UnitKind.UNIT_KIND_OFFICER, UnitKind.UNIT_KIND_VEHICLE, UnitKind.UNIT_KIND_RADIO
+ANNA, BERT, CARL = [("pd", OFFICER_KIND, name) for name in ("anna", "bert", "carl")]
+CAR: Name = ("pd", VEHICLE_KIND, "car-1")
 places = st.tuples(st.floats(-89, 89), st.floats(-179.9, 179.9))
 
 
@@ -96,7 +100,7 @@ def test_what_nobody_has_is_refused_by_name(directory: Directory, source: int, a
 
 
 def test_a_radio_that_nobody_holds_counts_from_its_press_to_its_clear(directory: Directory) -> None:
-    assert directory.learn_emergency(emergency(1, radio="r3")) == {"r3"}
+    assert directory.learn_emergency(emergency(1, radio="r3")) == {("pd", RADIO_KIND, "r3")}
     assert directory.settle(RADIO, "pd", "r3", NOW) == Holder((), "", "", "e1")
     assert directory.settle(RADIO, "pd", "r3", NOW - 1) == Refusal.REFUSAL_OFF_DUTY
     directory.learn_emergency(emergency(3, radio="r3", is_open=False))
@@ -105,10 +109,12 @@ def test_a_radio_that_nobody_holds_counts_from_its_press_to_its_clear(directory:
 
 
 def test_an_emergency_is_its_officers_also_before_it_is_known_whose_it_is(directory: Directory) -> None:
-    assert directory.learn_emergency(emergency(1)) == {"r1", "anna"}
+    r1 = ("pd", RADIO_KIND, "r1")
+    assert directory.learn_emergency(emergency(1)) == {r1, ANNA, BERT, CAR}  # a car shows its crew's emergency
     assert directory.emergency_of_officer("anna", NOW) == "e1"
     assert directory.emergency_of_officer("bert", NOW) == ""
-    assert directory.learn_emergency(emergency(2, officer="bert")) == {"r1", "anna", "bert"}
+    assert directory.learn_emergency(emergency(2, officer="bert")) == {r1, ANNA, BERT, CAR}
+    assert directory.emergency_of_officer("anna", NOW) == ""
     assert directory.emergency_of_officer("bert", NOW) == "e1"
     found = directory.settle(CAMERA, "pd", "cam-bert", NOW)
     assert isinstance(found, Holder)
@@ -117,7 +123,8 @@ def test_an_emergency_is_its_officers_also_before_it_is_known_whose_it_is(direct
 
 def test_a_late_fix_finds_who_had_the_radio_though_newer_records_do_not_say(directory: Directory) -> None:
     assert directory.learn_duty("r1", "pd", 2, [interval("anna")], NOW) == set()  # the same, but for what has long ended
-    assert directory.learn_duty("r1", "pd", 3, [interval("carl", NOW)], NOW) == {"anna", "bert", "carl"}
+    touched = directory.learn_duty("r1", "pd", 3, [interval("carl", NOW)], NOW)
+    assert touched == {ANNA, BERT, CARL, CAR, ("pd", RADIO_KIND, "r1")}
     found = directory.settle(RADIO, "pd", "r1", NOW - 5000)
     assert isinstance(found, Holder)
     assert found.officer_ids == ("bert",)
@@ -129,6 +136,43 @@ def test_who_rides_with_a_covert_officer_is_as_hidden_as_he_is(directory: Direct
     found = directory.settle(VEHICLE, "pd", "car-1", NOW)
     assert isinstance(found, Holder)
     assert found.visible_to == "narcotics"
+
+
+@pytest.mark.parametrize("overt", ["r2", "r4"])
+def test_who_holds_two_radios_one_of_them_covert_is_hidden_whichever_tells(directory: Directory, overt: str) -> None:
+    covert = {"r2": "r4", "r4": "r2"}[overt]
+    directory.learn_duty(overt, "pd", 2, [interval("bert")], NOW)
+    directory.learn_duty(covert, "pd", 2, [interval("bert", NOW - 1800, visible_to="narcotics")], NOW)
+    for device in ((RADIO, overt), (RADIO, covert), (CAMERA, "cam-bert"), (VEHICLE, "car-1")):
+        found = directory.settle(device[0], "pd", device[1], NOW)
+        assert isinstance(found, Holder)
+        assert found.visible_to == "narcotics"
+    shift = directory.shift("bert", NOW)
+    assert shift is not None
+    assert (shift.start, shift.visible_to, shift.camera_ids) == (NOW - 1800, "narcotics", ("cam-bert",))
+
+
+def test_a_vehicle_that_changes_its_unit_is_looked_at_with_both_crews(directory: Directory) -> None:
+    directory.learn_duty("r5", "pd", 1, [interval("carl")._replace(unit_id="unit-2")], NOW)
+    assert directory.learn_vehicle(Vehicle("pd", "car-1", 2, "unit-2")) == {CAR, ANNA, BERT, CARL}
+    assert directory.learn_vehicle(Vehicle("pd", "car-1", 1, "unit-1")) == set()  # comes late
+    assert directory.settle(VEHICLE, "pd", "car-1", NOW) == Holder(("carl",), "unit-2", "", "")
+
+
+def test_an_emergency_is_not_of_whoever_gets_the_radio_next_nor_of_before_the_press(directory: Directory) -> None:
+    directory.learn_emergency(emergency(1, officer="anna", since=NOW))
+    directory.learn_duty("r1", "pd", 2, [interval("anna", end=NOW + 10), interval("carl", NOW + 10)], NOW + 10)
+    found = [directory.settle(RADIO, "pd", "r1", at) for at in (NOW - 60, NOW, NOW + 20)]
+    assert [each.emergency_id for each in found if isinstance(each, Holder)] == ["", "e1", ""]
+    assert directory.emergency_of_officer("anna", NOW + 20) == "e1"  # it outlasts the shift
+
+
+def test_the_last_shift_is_remembered_for_as_long_as_an_emergency_is_open(directory: Directory) -> None:
+    directory.learn_duty("r2", "pd", 2, [interval("bert", end=NOW, visible_to="narcotics")], NOW)
+    directory.learn_emergency(emergency(1, radio="r2", officer="bert", since=NOW - 10))
+    directory.learn_duty("r2", "pd", 3, [interval("carl", NOW + 20_000)], NOW + 20_000)
+    assert directory.audience("bert", NOW + 20_000) == "narcotics"
+    assert directory.audience("anna", NOW) == ""
 
 
 def test_a_car_with_two_covert_crews_is_seen_by_neither_group(directory: Directory) -> None:
@@ -172,9 +216,8 @@ def test_a_track_is_exact_in_an_emergency_only_and_lives_as_long_as_its_agency_s
     def in_days(days: int) -> date:
         return date.fromordinal(today.toordinal() + days)
 
-    officer, vehicle, radio = UnitKind.UNIT_KIND_OFFICER, UnitKind.UNIT_KIND_VEHICLE, UnitKind.UNIT_KIND_RADIO
-    assert kept(Holder(("anna",), "", "", "")) == [(officer, "anna", True, in_days(8))]
-    assert kept(Holder(("anna",), "", "", "e1")) == [(officer, "anna", False, in_days(32))]
-    assert kept(Holder((), "", "", "e1")) == [(radio, "r1", False, in_days(32))]
+    assert kept(Holder(("anna",), "", "", "")) == [(OFFICER_KIND, "anna", True, in_days(8))]
+    assert kept(Holder(("anna",), "", "", "e1")) == [(OFFICER_KIND, "anna", False, in_days(32))]
+    assert kept(Holder((), "", "", "e1")) == [(RADIO_KIND, "r1", False, in_days(32))]
     crew = kept(Holder(("anna", "bert"), "", "", ""), VEHICLE)
-    assert [each[:2] for each in crew] == [(officer, "anna"), (officer, "bert"), (vehicle, "r1")]
+    assert [each[:2] for each in crew] == [(OFFICER_KIND, "anna"), (OFFICER_KIND, "bert"), (VEHICLE_KIND, "r1")]

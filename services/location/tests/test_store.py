@@ -8,8 +8,8 @@ from chassis.db import Database
 from chassis.settings import DatabaseSettings
 from sightline.location.v1.position_pb2 import Source, UnitKind
 
-from services.location.model import Fix, Point, Privacy
-from services.location.store import Name, Store
+from services.location.model import Fix, Name, Point, Privacy
+from services.location.store import Store
 
 SCHEMA = "location"
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -61,6 +61,23 @@ async def test_what_is_due_goes_as_whole_days_and_nothing_else_goes(database: Da
         assert await store.drop_days(db) == [TODAY - timedelta(days=1)]
         assert await store.drop_days(db) == []
     assert await times(database) == [each for each in before if each != 2]
+
+
+async def test_two_replicas_look_for_due_tracks_at_once_and_one_drops_them(database: Database, databases: DatabaseSettings) -> None:
+    await keep(database, [point(3, TODAY + timedelta(days=2))])
+    with psycopg.connect(str(databases.url)) as owner:
+        owner.execute(f"ALTER TABLE location.position_{TODAY + timedelta(days=2):%Y%m%d} RENAME TO position_20200102")
+    async with database.transaction() as one, database.transaction() as other:
+        assert [row["drop_days"] for row in await one.all("SELECT drop_days()")] == [date(2020, 1, 2)]
+        assert await other.all("SELECT drop_days()") == []
+
+
+async def test_a_devices_newest_fix_goes_after_a_day(database: Database) -> None:
+    async with database.transaction() as tx:
+        await store.flush(tx, [(b"old", NOW - timedelta(hours=25), b"o"), (b"young", NOW - timedelta(hours=23), b"y")], [])
+    async with database.statements() as db:
+        assert await store.drop_latest(db) == 1
+        assert {b"old", b"young"} & dict((await store.latest(db))[0]).keys() == {b"young"}
 
 
 @pytest.mark.parametrize("days", [-1, 500])

@@ -13,28 +13,47 @@ from sightline.registry.v1.device_pb2 import FixedCamera
 from sightline.streams.v1.camera_link_service_pb2 import CAMERA_STATE_RECORDING, CameraReport
 from sightline.streams.v1.stream_service_pb2 import CameraStatus
 
-from services.location.model import Directory, Fix, Holder, Interval, KnownEmergency, Privacy, Taken
+from services.location.model import Directory, Fix, Holder, Interval, KnownEmergency, Name, Privacy, Taken, Vehicle
 from services.location.picture.model import CELL_RESOLUTION, Newest, Picture, Place, Unit, cells_of, encoded, is_plausible
 
 NOW, FOREVER = 1_800_000_000.0, float("inf")
 RADIO, CAMERA, VEHICLE = Source.SOURCE_RADIO, Source.SOURCE_CAMERA, Source.SOURCE_VEHICLE
 HERE, OFFICER = (48.1, 11.5), UnitKind.UNIT_KIND_OFFICER
+ANNA: Name = ("pd", OFFICER, "anna")
 _versions = count(1)
 EXACT = Privacy(idle_resolution=15)
 
 
 def newest(at: float = NOW, north_m: float = 0.0, source: Source.ValueType = RADIO, accuracy: float | None = 5.0) -> Newest:
-    return Newest(source, "d", Fix(HERE[0] + north_m / 111_200, HERE[1], accuracy, None, None, at), at, at)
+    return Newest(source, "d", Fix(HERE[0] + north_m / 111_200, HERE[1], accuracy, None, None, at), at, at, "")
 
 
-def on_duty(directory: Directory, officer: str, visible_to: str = "", end: float = FOREVER) -> None:
-    interval = Interval(NOW - 3600, end, officer, "unit-1", (f"cam-{officer}",), visible_to)
-    directory.learn_duty(f"radio-{officer}", "pd", next(_versions), [interval], NOW)
+def on_duty(directory: Directory, officer: str, visible_to: str = "", end: float = FOREVER, since: float = NOW - 3600) -> set[Name]:
+    interval = Interval(since, end, officer, "unit-1", (f"cam-{officer}",), visible_to)
+    return directory.learn_duty(f"radio-{officer}", "pd", next(_versions), [interval], NOW)
 
 
-def taken(officer: str, latitude: float = HERE[0], longitude: float = HERE[1], at: float = NOW, *, suspect: bool = False) -> Taken:
+def taken(
+    officer: str, latitude: float = HERE[0], longitude: float = HERE[1], at: float = NOW, *, suspect: bool = False, visible_to: str = ""
+) -> Taken:  # fmt: skip
     fix = Fix(latitude, longitude, 5.0, None, None, at)
-    return Taken("pd", RADIO, f"radio-{officer}", Holder((officer,), "unit-1", "", ""), fix, at, at, suspect)
+    return Taken("pd", RADIO, f"radio-{officer}", Holder((officer,), "unit-1", visible_to, ""), fix, at, at, suspect)
+
+
+def car(directory: Directory, *officers: str, at: float = NOW) -> Taken:
+    """A fix of the car of all of them, as the intake would take it."""
+    directory.learn_vehicle(Vehicle("pd", "car-1", 1, "unit-1"))
+    holder = directory.settle(VEHICLE, "pd", "car-1", at)
+    assert isinstance(holder, Holder)
+    assert set(holder.officer_ids) == set(officers)
+    return Taken("pd", VEHICLE, "car-1", holder, Fix(*HERE, 5.0, None, None, at), at, at, False)
+
+
+def seen(picture: Picture, *groups: str) -> set[str]:
+    """Who is on the map of an audience."""
+    places = picture.places("pd", groups, None)
+    cells = [cell for place in places for cell in pb.WatchAreaResponse.FromString(picture.whole(place)).cells]
+    return {unit.id for cell in cells for unit in cell.units}
 
 
 @pytest.fixture
@@ -57,29 +76,42 @@ def turn(picture: Picture, now: float = NOW) -> dict[Place, pb.CellUpdate]:
 
 
 def test_late_fixes_and_impossible_ones_are_not_the_newest_but_two_that_agree_are_believed() -> None:
-    unit = Unit(OFFICER, "pd", "anna")
+    unit = Unit("pd", OFFICER, "anna")
     assert unit.offer(newest())
     assert not unit.offer(newest(NOW - 1))
     assert not unit.offer(newest(NOW))
     assert not unit.offer(newest(NOW + 10, 50_000))
     assert unit.offer(newest(NOW + 11, 20))
     assert not unit.offer(newest(NOW + 20, 50_000))
+    assert not unit.offer(newest(NOW + 20, 50_000))  # the same again confirms nothing
     assert not unit.offer(newest(NOW + 21, -50_000))
+    assert not unit.offer(newest(NOW + 20.5, -50_000))
     assert unit.offer(newest(NOW + 22, -50_010))
-    assert unit.best == newest(NOW + 22, -50_010)
+    assert unit.sources == {RADIO: newest(NOW + 22, -50_010)}
 
 
-def test_the_shown_fix_is_the_one_that_tells_most_of_where_the_officer_is_now() -> None:
-    unit = Unit(OFFICER, "pd", "anna")
-    unit.offer(newest(NOW, source=RADIO, accuracy=30.0))
-    unit.offer(newest(NOW, source=CAMERA, accuracy=4.0))
-    assert unit.best is not None
-    assert unit.best.source == CAMERA
-    unit.offer(newest(NOW + 60, source=RADIO, accuracy=30.0))
-    assert unit.best.source == RADIO
+def test_a_fix_that_may_be_anywhere_is_no_reason_to_believe_a_leap() -> None:
+    unit = Unit("pd", OFFICER, "anna")
+    unit.offer(newest())
+    assert not unit.offer(newest(NOW + 10, 50_000, accuracy=99_000.0))
+
+
+def test_the_shown_fix_is_the_one_that_tells_most_of_where_the_officer_is_now(picture: Picture, directory: Directory) -> None:
+    directory.learn_vehicle(Vehicle("pd", "car-1", 1, "unit-1"))
+
+    def shown_after(source: Source.ValueType, device: str, at: float, accuracy: float) -> int:
+        fix = Fix(*HERE, accuracy, None, None, at)
+        picture.take(Taken("pd", source, device, Holder(("anna",), "unit-1", "", ""), fix, at, at, False))
+        turn(picture, at)
+        shown = picture.units["pd", OFFICER, "anna"].shown
+        assert shown is not None
+        return shown.source
+
+    assert shown_after(RADIO, "radio-anna", NOW, 30.0) == RADIO
+    assert shown_after(CAMERA, "cam-anna", NOW, 4.0) == CAMERA
+    assert shown_after(RADIO, "radio-anna", NOW + 60, 30.0) == RADIO
     # A vehicle's receiver is good, but the officer may have left the vehicle.
-    unit.offer(newest(NOW + 60, source=VEHICLE, accuracy=1.0))
-    assert unit.best.source == RADIO
+    assert shown_after(VEHICLE, "car-1", NOW + 60, 1.0) == RADIO
 
 
 @given(st.floats(0, 100_000), st.floats(0.0, 100.0))
@@ -107,10 +139,10 @@ def test_who_goes_off_duty_goes_off_the_map_though_nothing_is_heard(picture: Pic
     on_duty(directory, "anna", end=NOW + 100)
     picture.take(taken("anna"))
     turn(picture)
-    gone: list[Unit] = []
+    forgotten: list[tuple[Unit, Newest]] = []
     for _ in range(110):  # every unit is looked at within so many turns
-        gone += picture.turn(list(picture.changed()), NOW + 101, {})
-    assert [unit.id for unit in gone] == ["anna"]
+        forgotten += picture.turn(list(picture.changed()), NOW + 101, {})
+    assert [(unit.id, newest.device_id) for unit, newest in forgotten] == [("anna", "radio-anna")]
     assert picture.places("pd", (), None) == []
 
 
@@ -123,9 +155,9 @@ def test_a_press_makes_the_place_exact_at_once_and_a_clear_coarse_again(director
         return update.units[0].coarse, update.units[0].emergency_id
 
     assert shown() == (True, "")
-    picture.names_changed(directory.learn_emergency(KnownEmergency("e1", 1, "pd", "radio-anna", "anna", True, NOW)))
+    picture.look_at(directory.learn_emergency(KnownEmergency("e1", 1, "pd", "radio-anna", "anna", True, NOW)))
     assert shown() == (False, "e1")
-    picture.names_changed(directory.learn_emergency(KnownEmergency("e1", 2, "pd", "radio-anna", "anna", False, NOW)))
+    picture.look_at(directory.learn_emergency(KnownEmergency("e1", 2, "pd", "radio-anna", "anna", False, NOW)))
     assert shown() == (True, "")
 
 
@@ -133,7 +165,7 @@ def test_a_covert_assignment_takes_an_officer_out_of_everybodys_sight_but_a_grou
     picture.take(taken("anna"))
     [place] = turn(picture)
     on_duty(directory, "anna", visible_to="narcotics")
-    picture.names_changed({"anna"})
+    picture.look_at({ANNA})
     updates = turn(picture)
     assert list(updates[place].gone) == [f"{OFFICER}/anna"]
     assert picture.places("pd", {"other"}, None) == []
@@ -147,6 +179,107 @@ def test_a_covert_officers_emergency_that_outlasts_the_shift_is_the_groups_only(
     picture.take(taken("anna"))
     [place] = turn(picture, NOW + 20)
     assert place.visible_to == "narcotics"
+
+
+def test_where_somebody_was_covertly_stays_with_the_group_when_the_assignment_changes(picture: Picture, directory: Directory) -> None:
+    on_duty(directory, "anna", visible_to="narcotics")
+    picture.take(taken("anna", visible_to="narcotics"))
+    turn(picture)
+    assert (seen(picture), seen(picture, "narcotics")) == (set(), {"anna"})
+    old = Interval(NOW - 3600, NOW + 10, "anna", "unit-1", (), "narcotics")
+    new = Interval(NOW + 10, FOREVER, "anna", "unit-1", (), "")
+    picture.look_at(directory.learn_duty("radio-anna", "pd", next(_versions), [old, new], NOW + 10))
+    turn(picture, NOW + 11)
+    assert (seen(picture), seen(picture, "narcotics")) == (set(), set())
+    picture.take(taken("anna", at=NOW + 12))
+    turn(picture, NOW + 12)
+    assert seen(picture) == {"anna"}
+
+
+def test_a_fix_that_was_taken_before_the_covert_assignment_was_known_is_hidden_with_it(picture: Picture, directory: Directory) -> None:
+    picture.take(taken("anna"))  # as public
+    picture.look_at(on_duty(directory, "anna", visible_to="narcotics", end=NOW + 10))
+    later = Interval(NOW + 10, FOREVER, "anna", "unit-1", (), "")
+    covert = Interval(NOW - 3600, NOW + 10, "anna", "unit-1", (), "narcotics")
+    picture.look_at(directory.learn_duty("radio-anna", "pd", next(_versions), [covert, later], NOW + 10))
+    turn(picture, NOW + 11)
+    assert seen(picture) == set()
+
+
+def test_a_fix_that_was_taken_for_a_group_stays_with_it_whatever_duty_records_say_by_now(picture: Picture) -> None:
+    picture.take(taken("anna", visible_to="narcotics"))
+    turn(picture)
+    assert seen(picture, "narcotics") == set()
+
+
+def test_a_fix_of_a_radio_that_turns_out_to_have_been_anothers_is_not_shown(picture: Picture, directory: Directory) -> None:
+    picture.take(taken("anna"))
+    on_duty(directory, "anna", since=NOW + 10)
+    directory.learn_duty("radio-bert", "pd", next(_versions), [], NOW)
+    theirs = Interval(NOW - 3600, NOW + 10, "bert", "unit-1", (), "")
+    hers = Interval(NOW + 10, FOREVER, "anna", "unit-1", (), "")
+    picture.look_at(directory.learn_duty("radio-anna", "pd", next(_versions), [theirs, hers], NOW + 10))
+    turn(picture, NOW + 11)
+    assert seen(picture) == set()
+
+
+def test_a_covert_crew_is_not_where_its_car_shows_the_others(picture: Picture, directory: Directory) -> None:
+    on_duty(directory, "bert", visible_to="narcotics")
+    picture.take(car(directory, "anna", "bert"))
+    turn(picture)
+    assert (seen(picture), seen(picture, "narcotics")) == (set(), {"car-1", "bert"})
+    picture.take(taken("anna"))  # her own radio tells where she is
+    turn(picture)
+    assert seen(picture) == {"anna"}
+    source = {each.source for each in picture.sources(picture.units[ANNA], "")}
+    assert source == {RADIO}
+
+
+def test_who_comes_to_a_cars_unit_covertly_hides_it_at_once(picture: Picture, directory: Directory) -> None:
+    picture.take(car(directory, "anna", "bert"))
+    turn(picture)
+    assert seen(picture) == {"car-1", "anna", "bert"}
+    picture.look_at(on_duty(directory, "carl", visible_to="narcotics"))
+    turn(picture)
+    assert seen(picture) == set()
+
+
+def test_a_radio_that_nobody_held_is_hidden_once_it_is_a_covert_officers_and_goes_when_she_is_shown(
+    picture: Picture, directory: Directory
+) -> None:  # fmt: skip
+    directory.learn_duty("r3", "pd", 1, [], NOW)
+    picture.look_at(directory.learn_emergency(KnownEmergency("e1", 1, "pd", "r3", "", True, NOW)))
+    fix = Fix(*HERE, 5.0, None, None, NOW)
+    picture.take(Taken("pd", RADIO, "r3", Holder((), "", "", "e1"), fix, NOW, NOW, False))
+    turn(picture)
+    assert seen(picture) == {"r3"}
+    on_duty(directory, "anna", visible_to="narcotics")
+    picture.look_at(directory.learn_emergency(KnownEmergency("e1", 2, "pd", "r3", "anna", True, NOW)))
+    turn(picture)
+    assert (seen(picture), seen(picture, "narcotics")) == (set(), {"r3"})  # the last that is known of her
+    picture.take(taken("anna", at=NOW + 5, visible_to="narcotics"))
+    for _ in range(3):
+        turn(picture, NOW + 5)
+    assert (seen(picture), seen(picture, "narcotics")) == (set(), {"anna"})
+
+
+def test_a_replaced_device_is_forgotten(picture: Picture, directory: Directory) -> None:
+    picture.take(taken("anna"))
+    new = Interval(NOW - 3600, FOREVER, "anna", "unit-1", (), "")
+    directory.learn_duty("other", "pd", 1, [new], NOW)
+    picture.take(taken("anna", at=NOW + 5)._replace(device_id="other"))
+    forgotten = picture.turn(list(picture.changed()), NOW + 5, {})
+    assert [(unit.id, newest.device_id) for unit, newest in forgotten] == [("anna", "radio-anna")]
+    assert picture.turn(list(picture.changed()), NOW + 5, {}) == []
+
+
+def test_places_that_everybody_has_left_are_forgotten(picture: Picture) -> None:
+    for step in range(20):
+        picture.take(taken("anna", HERE[0] + step * 0.05, at=NOW + step * 600))
+        for place in turn(picture, NOW + step * 600):
+            picture.whole(place)
+    assert len(picture._places) == len(picture.places("pd", (), None)) == 1
+    assert len(picture._whole) <= 1
 
 
 def test_a_suspect_clock_shows_nothing(picture: Picture) -> None:
@@ -192,7 +325,7 @@ def test_the_nearest_are_those_that_measuring_all_of_them_finds(spots: list[tupl
         camera = FixedCamera(camera_id=f"c{number}", agency_id="pd", display_name="c", latitude=latitude, longitude=longitude)
         picture.place(1, camera)
     turn(picture)
-    found = picture.nearest(HERE, 60_000, picture.places("pd", (), None), lambda _: True, wanted)
+    found = picture.nearest(HERE, 60_000, "pd", (), lambda _: True, wanted)
     ways = sorted(h3.great_circle_distance(HERE, spot, unit="m") for spot in spots)
     assert [way for way, _ in found] == pytest.approx(ways[:wanted])
 
@@ -228,3 +361,8 @@ def test_the_whole_is_never_older_than_what_it_is_asked_after(picture: Picture) 
 def test_a_box_that_is_none_or_half_the_world_has_no_cells() -> None:
     assert cells_of((49.0, 11.0, 48.0, 12.0), 1000) is None
     assert cells_of((-80.0, -170.0, 80.0, 170.0), 1000) is None
+    assert cells_of((48.0, -100.0, 48.0, 100.0), 100_000) is None  # H3 would take the other half
+
+
+def test_equal_boxes_are_one() -> None:
+    assert cells_of((48.0, 11.4, 48.1, 11.6), 1000) is cells_of((48.0, 11.4, 48.1, 11.6), 1000)

@@ -1,7 +1,9 @@
 """Who watches: everything at first, the same bytes for all who see the same, and never a backlog."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -120,3 +122,59 @@ async def test_a_watch_ends_after_its_time_although_nothing_happens(database: Da
     assert (await read(watching))[1].complete
     with pytest.raises(Unavailable, match="connect again"):
         await read(watching)
+
+
+async def test_a_watch_ends_after_its_time_also_for_who_reads_slowly(
+    service: PictureService, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    await step(service, 0)
+    monkeypatch.setattr("services.location.picture.service._CHUNK", 1)
+    monkeypatch.setattr(service, "_watch_s", 0.0)
+    watching = service.watch(DESK, None)
+    assert not (await read(watching))[1].complete
+    with pytest.raises(Unavailable, match="connect again"):
+        await read(watching)
+
+
+async def test_only_so_many_watch_at_a_time(service: PictureService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.location.picture.service._WATCHERS_AT_MOST", 1)
+    one, other = await asyncio.gather(*(read(service.watch(DESK, None)) for _ in range(2)), return_exceptions=True)
+    assert not isinstance(one, BaseException)
+    assert isinstance(other, Unavailable)
+
+
+async def test_what_happens_while_a_watch_is_recorded_is_not_missed(service: PictureService, monkeypatch: pytest.MonkeyPatch) -> None:
+    await step(service, 0)
+    note = service._note
+
+    async def note_slowly(*arguments: Any) -> None:
+        await note(*arguments)
+        await step(service, 1)
+        await step(service, 2)
+
+    monkeypatch.setattr(service, "_note", note_slowly)
+    _, first = await read(service.watch(DESK, None), until_complete=True)
+    assert all(cell.whole for cell in first.cells)
+    newest = {unit.id: unit.fix.latitude for cell in first.cells for unit in cell.units}
+    assert newest == {officer: pytest.approx(taken(officer, 2).fix.latitude) for officer in OFFICERS}
+
+
+async def test_who_goes_off_duty_is_not_kept_for_the_next_start(database: Database, publisher: Publisher) -> None:
+    clock, directory = SystemClock(), Directory(7200)
+    audit = Audit("location", AUDIT_RECORD, database, publisher, clock)
+    service = PictureService(database, Store(), Picture(directory, lambda _: Privacy()), device_key, audit, clock)
+    shift = Interval(0, float("inf"), "o-009", "", (), "")
+    directory.learn_duty("radio-o-009", "pd", 1, [shift], NOW)
+    key = device_key("pd", Source.SOURCE_RADIO, "radio-o-009")
+    service.take(key, b"record", taken("o-009", 0))
+    directory.learn_duty("radio-o-009", "pd", 2, [shift._replace(end=NOW - 1)], NOW)
+    await service.turn()
+    await service.flush()
+    assert key not in dict((await service.newest())[0])
+    # Who is back before the next flush is kept.
+    service.take(key, b"record", taken("o-009", 0))
+    await service.turn()
+    directory.learn_duty("radio-o-009", "pd", 3, [shift], NOW)
+    service.take(key, b"again", taken("o-009", 1))
+    await service.flush()
+    assert dict((await service.newest())[0])[key] == b"again"
