@@ -396,7 +396,8 @@ async def test_poison_on_its_topics_stops_neither_the_map_nor_the_tracks(
 
     def dead_letters() -> list[int]:
         topics = [TopicPartition(topic.dlq().name, 0) for topic in (LOCATION_POSITION, LOCATION_REPORT, REGISTRY_DEVICE)]
-        answer = AdminClient(client_config(kafka)).list_offsets({topic: OffsetSpec.latest() for topic in topics})  # type: ignore[no-untyped-call]
+        admin = AdminClient(client_config(kafka))  # to be kept until the answers are there: without it they never come
+        answer = admin.list_offsets({topic: OffsetSpec.latest() for topic in topics})  # type: ignore[no-untyped-call]
         return [answer[topic].result(timeout=10).offset for topic in topics]
 
     async def all_set_aside() -> bool:

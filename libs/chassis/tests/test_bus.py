@@ -2,14 +2,14 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import pytest
 from chassis.bus import Publisher, Received, Record, Topic, client_config, parse
 from chassis.errors import PoisonError, Unavailable
-from chassis.reader import Reader
+from chassis.reader import BatchReader, Reader
 from chassis.settings import KafkaSettings
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
@@ -58,7 +58,7 @@ def keep(into: list[bytes]) -> Handle:
     return handle
 
 
-async def arrived(values: list[bytes], count: int) -> None:
+async def arrived(values: Sequence[object], count: int) -> None:
     async def enough() -> bool:
         return len(values) >= count
 
@@ -171,6 +171,32 @@ async def test_poison_and_a_handler_that_always_fails_go_to_the_dlq_and_the_next
     assert [letter.value for letter in letters] == [b"poison", b"bug"]
     assert [letter.headers["dlq_error"] for letter in letters] == [b"PoisonError: bad bytes", b"ValueError: a bug of ours"]
     assert letters[0].key.decode().startswith(f"r/{topic.name}/")
+
+
+async def test_one_bad_record_of_a_batch_costs_the_others_little(kafka: KafkaSettings, publisher: Publisher, topic: Topic) -> None:
+    good: list[bytes] = []
+    letters: list[Received] = []
+    batches: list[int] = []
+
+    async def handle(batch: Sequence[Received]) -> None:
+        batches.append(len(batch))
+        if any(received.value == b"poison" for received in batch):
+            raise PoisonError("bad bytes")
+        good.extend(received.value for received in batch)
+
+    async def letter(received: Received) -> None:
+        letters.append(received)
+
+    values = [b"%d" % number for number in range(256)]
+    values[100] = b"poison"
+    await asyncio.gather(*(publisher.publish(record(topic, value)) for value in values))
+    reader = BatchReader("halves", (topic,), handle, kafka, publisher, linger_s=1.0)
+    async with reading(Reader("dlq", (topic.dlq(),), letter, kafka, publisher)), reading(reader, timedelta(minutes=5)):
+        await arrived(good, 255)
+        await arrived(letters, 1)
+    assert sorted(good) == sorted(value for value in values if value != b"poison")
+    assert [letter.value for letter in letters] == [b"poison"]
+    assert len(batches) <= 2 * 8 * 2
 
 
 async def test_a_record_waits_while_our_surroundings_are_down(kafka: KafkaSettings, publisher: Publisher, topic: Topic) -> None:
