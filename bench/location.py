@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -32,8 +33,9 @@ from sightline.location.v1 import map_service_pb2 as map_pb
 from testkit.backing import make_database
 
 from bench.load import put_on_duty, reports
-from bench.measure import COMMANDED, Line, line
+from bench.measure import COMMANDED, Line, line, seconds_used
 from bench.path import Path as PressPath
+from bench.path import Pressed
 from bench.positions import Positions, Rate, walking
 from tools.desk import Desk
 from tools.local import stack as local
@@ -44,7 +46,7 @@ from tools.world import until
 
 RESULTS = Path(__file__).parent / "results"
 _BATCH, _DOORS, _WARM_S, _EACH_AT_LEAST = 250, 4, 4.0, 10
-_PRESS_RATE, _USUAL_MS, _SHIFT_TURNS = 5.0, 200.0, 15
+_PRESS_RATE, _USUAL_MS, _SHIFT_TURNS, _PRESS_TURNS = 5.0, 200.0, 15, 3
 _PRESS_SERVICES = ("registry", "emergency", "joiner", "streams")
 out, err = Console(width=130), Console(stderr=True)
 
@@ -63,12 +65,16 @@ class Live:
 
 @dataclass(frozen=True)
 class Presses:
-    """Presses with and without positions beside them; processor milliseconds are of the services that a press goes through."""
+    """Presses with and without positions beside them; processor milliseconds are of the services that a press goes through.
+
+    `cores`: what each part of the stack used of the processors.
+    """
 
     name: str
     commanded: Line
     milliseconds_per_press: float
     kept_per_second: float
+    cores: dict[str, float]
 
 
 @dataclass
@@ -186,51 +192,71 @@ async def _at_rest(stack: Stack) -> None:
 
 
 @contextmanager
-def _positions(stack: Stack, rate: float) -> Iterator[Callable[[], None]]:
-    """A process that has put its officers on duty, and reports at a rate, through Kafka, once the function given is called."""
+def _positions(stack: Stack, rate: float) -> Iterator[Callable[[float], None]]:
+    """A process that has put its officers on duty; for so many seconds as it is told it reports at a rate, through Kafka."""
     command = [sys.executable, "-m", "bench.load", stack.kafka, "--units", str(int(rate)), "--rate", str(rate)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": "libs"}, stdin=pipe, stdout=pipe, text=True) as load:  # noqa: S603
         if load.stdout is None or load.stdin is None or load.stdout.readline() != "on duty\n":
             raise SystemExit("the load has not begun")
-        begin = partial(print, file=load.stdin, flush=True)
         try:
-            yield begin
+            yield partial(print, file=load.stdin, flush=True)
             if load.poll() is not None:
                 raise SystemExit("the load has ended before its time")
         finally:
             load.kill()
 
 
-async def _presses(result: Result, stack: Stack, rate: float, seconds: float, say: Any) -> None:
-    """Presses at a steady rate, without positions and with them."""
-    services = [psutil.Process(each.pid) for each in stack.processes if each.name.startswith(_PRESS_SERVICES)]
+@dataclass
+class _Side:
+    """What has been measured so far, without positions or with them; `used` in milliseconds of processor time."""
 
-    def used() -> float:
-        return sum(sum(process.cpu_times()[:2]) for process in services)
+    made: list[Pressed] = field(default_factory=list)
+    used: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    kept: int = 0
+
+
+async def _presses(result: Result, stack: Stack, rate: float, seconds: float, say: Any) -> None:
+    """Presses at a steady rate, without positions and with them, by turns: so what else the machine does meets both."""
+
+    def used() -> Counter[str]:
+        found: Counter[str] = Counter()
+        for each in stack.processes:
+            found[each.name.removesuffix("-a").removesuffix("-b")] += round(1000 * seconds_used(each.pid))
+        return found
 
     async with PressPath(stack, 60, say) as path:
 
-        async def commanded(for_s: float) -> tuple[Line, int]:
-            made = await path.press(for_s, _PRESS_RATE)
-            return next(each for each in path.lines(made) if each.name == COMMANDED), len(made)
+        async def measure(side: _Side) -> None:
+            await path.press(_WARM_S, _PRESS_RATE)
+            before, kept, began = used(), await asyncio.to_thread(_kept, stack), loop_time()
+            side.made += await path.press(seconds, _PRESS_RATE)
+            side.seconds += loop_time() - began
+            side.kept += await asyncio.to_thread(_kept, stack) - kept
+            side.used += used() - before
 
-        async def measure(name: str) -> None:
-            say(f"presses, {name}")
-            await commanded(_WARM_S)
-            before, points, began = used(), await asyncio.to_thread(_kept, stack), loop_time()
-            one, count = await commanded(seconds)
-            rate = (await asyncio.to_thread(_kept, stack) - points) / (loop_time() - began)
-            result.presses.append(Presses(name, one, 1000 * (used() - before) / count, rate))
-
-        with _positions(stack, rate) as begin:
+        without, beside = _Side(), _Side()
+        with _positions(stack, rate) as report:
             for _ in range(_SHIFT_TURNS):  # thousands who come on duty at once keep the lanes busy; that is not what is asked here
-                if (await commanded(_WARM_S))[0].p50 < _USUAL_MS:
+                if _commanded(path, await path.press(_WARM_S, _PRESS_RATE)).p50 < _USUAL_MS:
                     break
-            await measure("without positions")
-            begin()
-            await measure(f"with {rate:,.0f} positions/s")
-        await measure("without positions again")
+            for turn in range(1, _PRESS_TURNS + 1):
+                say(f"presses without positions, turn {turn} of {_PRESS_TURNS}")
+                await measure(without)
+                say(f"presses with positions, turn {turn} of {_PRESS_TURNS}")
+                report(_WARM_S + seconds + 1)
+                await measure(beside)
+                say("waiting until all that was reported is kept")
+                await _at_rest(stack)
+        for name, side in (("without positions", without), (f"with {rate:,.0f} positions/s", beside)):
+            cpu_ms = sum(side.used[service] for service in _PRESS_SERVICES) / len(side.made)
+            cores = {part: spent / 1000 / side.seconds for part, spent in side.used.most_common()}
+            result.presses.append(Presses(name, _commanded(path, side.made), cpu_ms, side.kept / side.seconds, cores))
+
+
+def _commanded(path: PressPath, made: list[Pressed]) -> Line:
+    return next(each for each in path.lines(made) if each.name == COMMANDED)
 
 
 async def run(result: Result, data: Path, sizes: Sequence[int], positions: int, rate: float, seconds: float) -> None:
@@ -283,6 +309,10 @@ def show(result: Result) -> None:
             f"{presses.kept_per_second:,.0f}",
             f"{one.p50 / first.commanded.p50:.2f}", f"{presses.milliseconds_per_press / first.milliseconds_per_press:.2f}",
         )  # fmt: skip
+    out.print(table)
+    table = Table("cores used", *(presses.name for presses in result.presses), title_justify="left")
+    for part in result.presses[-1].cores if result.presses else ():
+        table.add_row(part, *(f"{presses.cores.get(part, 0.0):.2f}" for presses in result.presses))
     out.print(table)
 
 

@@ -1,7 +1,10 @@
 """Numbers of one measured distance."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import psutil
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,15 @@ def line(name: str, milliseconds: Sequence[float]) -> Line:
         return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
     return Line(name, len(ordered), at(0.5), at(0.95), at(0.99), at(1.0))
+
+
+def seconds_used(pid: int) -> float:
+    """Processor time of a process and of those that it has started."""
+    total = 0.0
+    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            total += sum(process.cpu_times()[:2])
+    return total
 
 
 # The distances that both the floor and the real path report, all from when the press was due.

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-import psutil
 import psycopg
 from chassis.audit import Audit
 from chassis.bus import Publisher, Received, client_config
@@ -22,6 +21,7 @@ from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
 from contracts.topics import AUDIT_RECORD, LOCATION_POSITION
 from sightline.location.v1.position_pb2 import Position, Source
 
+from bench.measure import seconds_used
 from services.location.events import PositionPublisher, device_key, from_position, to_position
 from services.location.model import Directory, Fix, Holder, Interval, Privacy, Taken
 from services.location.picture.events import PositionReader
@@ -206,13 +206,7 @@ class Positions:
             await publisher.close()
 
     def _database_seconds(self) -> float:
-        if not self._postgres:
-            return 0.0
-        total = 0.0
-        for process in (psutil.Process(self._postgres), *psutil.Process(self._postgres).children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                total += sum(process.cpu_times()[:2])
-        return total
+        return seconds_used(self._postgres) if self._postgres else 0.0
 
     @staticmethod
     def _rate(name: str, units: int, count: int, began: float, used: float, database_s: float = 0.0) -> Rate:

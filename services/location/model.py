@@ -304,6 +304,11 @@ class Directory:
         return Refusal.REFUSAL_OFF_DUTY if known else Refusal.REFUSAL_UNKNOWN_DEVICE
 
     def _holder(self, found: Sequence[Interval], at: float) -> Holder:
+        if len(found) == 1:
+            each = found[0]
+            return Holder(
+                (each.officer_id,), each.unit_id, self.audience(each.officer_id, at), self.emergency_of_officer(each.officer_id, at)
+            )
         officers = tuple(dict.fromkeys(each.officer_id for each in found))
         visible_to = hidden_together(self.audience(officer_id, at) for officer_id in officers)
         emergency = min(filter(None, (self.emergency_of_officer(officer_id, at) for officer_id in officers)), default="")
@@ -326,6 +331,8 @@ class Directory:
     def audience(self, officer_id: str, at: float) -> str:
         """Who alone may see an officer at a time; off duty it is as in the last shift, because an emergency may outlast it."""
         shifts = self._shifts(officer_id)
+        if len(shifts) == 1:
+            return shifts[0].visible_to
         now = [each for each in shifts if each.start <= at < each.end]
         if not now and shifts:
             last = max((each for each in shifts if each.end <= at), key=lambda each: each.end, default=shifts[0])

@@ -46,6 +46,8 @@ _IMPLAUSIBLE_MPS, _ERROR_AT_MOST_M = 90.0, 1500.0
 _ACCURACY_M = {RADIO: 15.0, CAMERA: 10.0, VEHICLE: 40.0, Source.SOURCE_REGISTRY: 5.0}
 # Every unit is looked at within so many turns, whether something was heard of it or not.
 _PATROL_TURNS = 100
+# Who it is, and for whom, is asked anew for each unit after so many seconds, and at once when something is told.
+_LOOK_AGAIN_S = 5.0
 # How fast a fix loses its worth: somebody runs.
 _WANDERS_MPS = 3.0
 
@@ -86,15 +88,27 @@ def is_plausible(before: Newest, after: Newest) -> bool:
 
 
 class Unit:
-    """One unit: its sources' newest fixes, and how it was last shown."""
+    """One unit: its sources' newest fixes, and how it was last shown.
 
-    __slots__ = ("agency_id", "doubted", "id", "kind", "place", "replaced", "shown", "sources")
+    `face` is all of that but the place, `fitting` the fixes that its audience may see, both as of the last look; `unseen` sources have told
+    more since.
+    """
+
+    __slots__ = (
+        "agency_id", "doubted", "face", "fitting", "id", "kind", "look_again", "place", "replaced", "resolution", "shown", "sources",
+        "unseen",
+    )  # fmt: skip
 
     def __init__(self, agency_id: str, kind: UnitKind.ValueType, id_: str) -> None:
         self.agency_id, self.kind, self.id = agency_id, kind, id_
         self.sources: dict[int, Newest] = {}
         self.doubted: dict[int, Newest] = {}
         self.replaced: list[Newest] = []
+        self.look_again = 0.0
+        self.face: UnitOnMap | None = None
+        self.resolution = FINEST
+        self.fitting: dict[int, Newest] = {}
+        self.unseen: set[int] = set()
         self.shown: UnitOnMap | None = None
         self.place: Place | None = None
 
@@ -114,6 +128,7 @@ class Unit:
             if before.device_id != new.device_id:
                 self.replaced.append(before)
         self.sources[new.source] = new
+        self.unseen.add(new.source)
         return True
 
 
@@ -156,7 +171,10 @@ class Picture:
 
     def look_at(self, names: Iterable[Name]) -> None:
         """Units may show differently: a shift, an emergency, who rides with whom."""
-        self._changed.update(name for name in names if name in self.units)
+        for name in names:
+            if unit := self.units.get(name):
+                unit.look_again = 0.0
+                self._changed.add(name)
 
     def place(self, version: int, camera: FixedCamera) -> None:
         """A fixed camera hangs somewhere."""
@@ -168,7 +186,7 @@ class Picture:
         unit = self.units[unit_name] = self.units.get(unit_name) or Unit(camera.agency_id, FIXED_CAMERAS, camera.camera_id)
         fix = Fix(camera.latitude, camera.longitude, None, None, None, 0.0)
         unit.sources[Source.SOURCE_REGISTRY] = Newest(Source.SOURCE_REGISTRY, camera.camera_id, fix, 0.0, 0.0, "")
-        self._changed.add(unit_name)
+        self.look_at((unit_name,))
 
     def learn_camera(self, status: CameraStatus) -> None:
         """What a body-worn camera does; an older version changes nothing."""
@@ -245,18 +263,42 @@ class Picture:
 
     def _show(self, unit: Unit, now: float) -> UnitOnMap | None:
         """How a unit is shown; nothing if it must not be."""
-        shown = UnitOnMap(kind=unit.kind, id=unit.id, agency_id=unit.agency_id)
-        if unit.kind != FIXED_CAMERAS and not self._is_there(unit, shown, now):
+        if now < unit.look_again:
+            self._look_at_unseen(unit)
+        if now >= unit.look_again or not unit.fitting:
+            self._look(unit, now)
+        if unit.face is None or not unit.fitting:
             return None
-        sources = self.sources(unit, shown.visible_to)
-        if not sources:
-            return None
+        sources = list(unit.fitting.values())
         best = sources[0] if len(sources) == 1 else min(sources, key=lambda each: each.worth(now))
-        resolution = self.resolution(shown)
-        shown.source, shown.coarse = best.source, resolution < FINEST
-        set_fix(shown.fix, coarsened(best.fix, resolution))
+        shown = UnitOnMap()
+        shown.CopyFrom(unit.face)
+        shown.source = best.source
+        set_fix(shown.fix, coarsened(best.fix, unit.resolution))
         set_seconds(shown.taken_at, best.taken_at)
         return shown
+
+    def _look(self, unit: Unit, now: float) -> None:
+        """Ask anew who a unit is, for whom, and which of its fixes they may see. Radios, which are few, are asked at each turn."""
+        face = UnitOnMap(kind=unit.kind, id=unit.id, agency_id=unit.agency_id)
+        is_there = unit.kind == FIXED_CAMERAS or self._is_there(unit, face, now)
+        unit.face, unit.resolution = face if is_there else None, self.resolution(face)
+        face.coarse = unit.resolution < FINEST
+        unit.look_again = now + (_LOOK_AGAIN_S if unit.kind != RADIOS else 0.0)
+        unit.fitting.clear()
+        unit.unseen.update(unit.sources)
+        self._look_at_unseen(unit)
+
+    def _look_at_unseen(self, unit: Unit) -> None:
+        if unit.face is None:
+            return
+        for source in unit.unseen:
+            newest = unit.sources[source]
+            if self._fits(unit, newest, unit.face.visible_to):
+                unit.fitting[source] = newest
+            else:
+                unit.fitting.pop(source, None)
+        unit.unseen.clear()
 
     def _is_there(self, unit: Unit, shown: UnitOnMap, now: float) -> bool:
         """Write who it is and for whom; False if nobody is on duty there and no emergency is open."""
@@ -291,11 +333,13 @@ class Picture:
         Whoever could see a place when it was new, can later; nobody else, whatever the unit does by then. What duty records say of then
         by now counts as well: they may have come after the fix.
         """
-        if unit.kind == FIXED_CAMERAS:
-            return list(unit.sources.values())
-        return [each for each in unit.sources.values() if each.visible_to in ("", visible_to) and self._is_of(unit, each, visible_to)]
+        return [each for each in unit.sources.values() if self._fits(unit, each, visible_to)]
 
-    def _is_of(self, unit: Unit, newest: Newest, visible_to: str) -> bool:
+    def _fits(self, unit: Unit, newest: Newest, visible_to: str) -> bool:
+        if unit.kind == FIXED_CAMERAS:
+            return True
+        if newest.visible_to not in ("", visible_to):
+            return False
         holder = self._directory.settle(newest.source, unit.agency_id, newest.device_id, newest.fix.fixed_at)
         return (
             isinstance(holder, Holder)
