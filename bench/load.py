@@ -1,6 +1,5 @@
 """`python -m bench.load`: a radio system in miniature that reports positions at a steady rate, through Kafka, as long as it is told to."""
 
-import os
 import sys
 import time
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 import typer
 from chassis.bus import client_config
 from chassis.clock import set_seconds
+from chassis.run import give_way
 from chassis.settings import KafkaSettings
 from confluent_kafka import Producer
 from contracts.topics import LOCATION_REPORT, REGISTRY_DUTY, radio_key
@@ -52,7 +52,7 @@ def main(
     rate: Annotated[float, typer.Option(help="Positions a second.")] = 20_000,
 ) -> None:
     """Report. Says `on duty` when all are, reports for as many seconds as a line tells, says `done`, and waits for the next line."""
-    os.nice(_NICE)
+    give_way(_NICE)
     config = client_config(KafkaSettings(bootstrap=bootstrap, security="PLAINTEXT")) | {"partitioner": "murmur2_random"}
     producer = Producer(config | {"linger.ms": 20, "compression.type": "lz4", "queue.buffering.max.messages": 1_000_000})
     put_on_duty(producer, units)

@@ -196,7 +196,9 @@ def _positions(stack: Stack, rate: float) -> Iterator[Callable[[float], None]]:
     """A process that has put its officers on duty; for so many seconds as it is told it reports at a rate, through Kafka."""
     command = [sys.executable, "-m", "bench.load", stack.kafka, "--units", str(int(rate)), "--rate", str(rate)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": "libs"}, stdin=pipe, stdout=pipe, text=True) as load:  # noqa: S603
+    environment = os.environ | {"PYTHONPATH": "libs"}
+    # In a session of its own, as it gives way to all others.
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as load:  # noqa: S603
         if load.stdout is None or load.stdin is None or load.stdout.readline() != "on duty\n":
             raise SystemExit("the load has not begun")
         try:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -156,6 +157,17 @@ def run(name: str, kind: type[S], main: Callable[[App[S]], Coroutine[Any, Any, N
 def tune_garbage_collector() -> None:
     """Fewer looks for garbage; what services make is nearly all freed without."""
     gc.set_threshold(_GARBAGE_AFTER, 20, 20)
+
+
+def give_way(nice: int) -> None:
+    """Let whatever else wants the same processors go first.
+
+    Where the kernel weighs sessions against each other (autogroup), niceness counts inside a session only: then ours weighs less, too.
+    """
+    os.nice(nice)
+    if os.getsid(0) == os.getpid():  # else it is somebody else's session as well
+        with contextlib.suppress(OSError):  # a kernel without
+            Path("/proc/self/autogroup").write_text(str(nice))
 
 
 def _migrate(name: str, migrations: Path | None) -> None:

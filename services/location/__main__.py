@@ -1,6 +1,5 @@
 """Wires the location service together."""
 
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from chassis.db import Database
 from chassis.identity import TokenVerifier
 from chassis.reader import BatchReader, FeedReader, Reader
 from chassis.rpc import Server
-from chassis.run import App, run, wait_for
+from chassis.run import App, give_way, run, wait_for
 from contracts.callers import ALLOWED
 from contracts.topics import AUDIT_RECORD, LOCATION_POSITION, LOCATION_REPORT
 from sightline.location.v1.location_service_pb2_grpc import add_LocationServiceServicer_to_server
@@ -50,7 +49,7 @@ _MARGIN, _TOPIC_LASTS = timedelta(seconds=60), timedelta(hours=2)
 
 async def main(app: App[LocationSettings]) -> None:
     """Build the parts, inside out, and start them."""
-    os.nice(_NICE)
+    give_way(_NICE)
     settings, clock, kafka = app.settings, SystemClock(), app.settings.kafka
     await app.serve_health(settings.rpc.health_listen)
     publisher, bulk = Publisher(kafka), BulkPublisher(kafka, LOCATION_POSITION, "location")

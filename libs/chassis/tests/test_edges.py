@@ -1,5 +1,10 @@
 """Identities, page tokens, settings: what comes in from outside."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from chassis.errors import InvalidRequest, Unauthenticated
 from chassis.identity import Machine, parse_machine
@@ -88,3 +93,12 @@ def test_a_wrong_setting_is_named(
         load(DemoSettings)
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_process_that_gives_way_weighs_less_than_its_peers_and_so_does_its_session() -> None:
+    program = "import os; from chassis.run import give_way; give_way(7); print(os.nice(0), open('/proc/self/autogroup').read())"
+    if not Path("/proc/self/autogroup").exists():
+        program = program.replace("open('/proc/self/autogroup').read()", "'nice 7'")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, start_new_session=True)  # noqa: S603
+    assert int(done.stdout.split()[0]) == os.nice(0) + 7
+    assert done.stdout.split()[-2:] == ["nice", "7"]

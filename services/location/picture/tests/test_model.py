@@ -181,6 +181,18 @@ def test_a_covert_officers_emergency_that_outlasts_the_shift_is_the_groups_only(
     assert place.visible_to == "narcotics"
 
 
+def test_who_becomes_covert_between_two_looks_is_not_seen_in_a_place_of_since_then(picture: Picture, directory: Directory) -> None:
+    begins = NOW + 100
+    shifts = [Interval(NOW - 3600, begins, "anna", "unit-1", (), ""), Interval(begins, FOREVER, "anna", "unit-1", (), "narcotics")]
+    directory.learn_duty("radio-anna", "pd", next(_versions), shifts, NOW)
+    picture.take(taken("anna", at=begins - 1))
+    turn(picture, begins - 1)
+    assert seen(picture) == {"anna"}
+    picture.take(taken("anna", HERE[0] + 0.0005, at=begins + 1, visible_to="narcotics"))
+    turn(picture, begins + 1)
+    assert (seen(picture), seen(picture, "narcotics")) == (set(), {"anna"})
+
+
 def test_where_somebody_was_covertly_stays_with_the_group_when_the_assignment_changes(picture: Picture, directory: Directory) -> None:
     on_duty(directory, "anna", visible_to="narcotics")
     picture.take(taken("anna", visible_to="narcotics"))
