@@ -46,6 +46,7 @@ from tools.world import until
 
 RESULTS = Path(__file__).parent / "results"
 _BATCH, _DOORS, _WARM_S, _EACH_AT_LEAST = 250, 4, 4.0, 10
+_KNOWN_S = 300.0
 _PRESS_RATE, _USUAL_MS, _SHIFT_TURNS, _PRESS_TURNS = 5.0, 200.0, 15, 3
 _PRESS_SERVICES = ("registry", "emergency", "joiner", "streams")
 out, err = Console(width=130), Console(stderr=True)
@@ -113,7 +114,7 @@ class Watch:
 
     async def run(self) -> None:
         """Watch, until cancelled."""
-        call = self._desk.map.WatchArea(map_pb.WatchAreaRequest(), metadata=self._desk.metadata())
+        call = self._desk.map.WatchArea(map_pb.WatchAreaRequest(), metadata=self._desk.metadata(), wait_for_ready=True)
         async for response in call:
             now = time.time()
             for cell in response.cells:
@@ -153,7 +154,7 @@ async def _live(stack: Stack, units: int, every_s: float, seconds: float) -> Liv
         async def known() -> bool:
             return await report(doors[0], [units - 1]) == 1
 
-        await until(known, "the officers to be known")
+        await until(known, "the officers to be known", _KNOWN_S)
         watch = Watch(desk)
         tasks = [asyncio.create_task(watch.run())]
         tasks += [asyncio.create_task(keep_reporting(door, range(n, units, _DOORS))) for n, door in enumerate(doors)]
