@@ -256,9 +256,9 @@ class Directory:
         return touched | ({(agency_id, OFFICERS, emergency.officer_id)} if emergency.officer_id else set())
 
     def _near(self, agency_id: str, shifts: Iterable[Interval]) -> set[Name]:
-        """The officers of shifts, and whoever and whatever is of the same units."""
+        """The officers of shifts, and whoever and whatever is of the same units, also by these officers' other radios."""
         touched: set[Name] = {(agency_id, OFFICERS, each.officer_id) for each in shifts}
-        for unit_id in {each.unit_id for each in shifts}:
+        for unit_id in {other.unit_id for each in shifts for other in (each, *self._shifts(each.officer_id))}:
             touched |= self._crew(agency_id, unit_id)
             touched |= {(agency_id, VEHICLES, name) for name in self._vehicles_of_unit.get((agency_id, unit_id), ())}
         return touched
@@ -300,7 +300,7 @@ class Directory:
             emergency = self._open[emergency_id]
             if emergency.since <= at and (known is not None or emergency.agency_id == agency_id):
                 officer_id = emergency.officer_id
-                return Holder((officer_id,) if officer_id else (), "", self.audience(officer_id, at), emergency_id)
+                return Holder((officer_id,) if officer_id else (), "", self.audience_of_emergency(emergency, officer_id, at), emergency_id)
         return Refusal.REFUSAL_OFF_DUTY if known else Refusal.REFUSAL_UNKNOWN_DEVICE
 
     def _holder(self, found: Sequence[Interval], at: float) -> Holder:
@@ -338,6 +338,11 @@ class Directory:
             last = max((each for each in shifts if each.end <= at), key=lambda each: each.end, default=shifts[0])
             now = [each for each in shifts if each.start < last.end <= each.end]
         return hidden_together(each.visible_to for each in now)
+
+    def audience_of_emergency(self, emergency: KnownEmergency, officer_id: str, at: float) -> str:
+        """Who alone may see an emergency's radio at a time when nobody is on duty with it: as in the last shift with it since the press."""
+        last = max((each for each in self._intervals(emergency.radio) if emergency.since < each.end <= at), default=None)
+        return hidden_together((self.audience(officer_id, at), last.visible_to if last else ""))
 
     def emergency_of_officer(self, officer_id: str, at: float) -> str:
         """An open emergency of an officer, or of a radio that he or she holds; empty if there is none."""

@@ -68,10 +68,14 @@ class Store:
 
     # --- each device's newest fix ------------------------------------------------------------------------------------
 
-    async def flush(self, tx: Transaction, newest: Sequence[tuple[bytes, datetime, bytes]], gone: Sequence[bytes]) -> None:
-        """Keep the newest fixes (device, its time, the record), and forget devices."""
+    async def flush(self, tx: Transaction, newest: Sequence[tuple[bytes, datetime, bytes]], gone: Sequence[tuple[bytes, datetime]]) -> None:
+        """Keep the newest fixes (device, its time, the record), and forget those of devices that are not newer than a time."""
         columns = [list(column) for column in zip(*newest, strict=True)] or [[], [], []]
-        await tx.execute("DELETE FROM latest WHERE device = ANY(%s)", [list(gone)])
+        await tx.execute(
+            "DELETE FROM latest AS l USING unnest(%s::bytea[], %s::timestamptz[]) AS g (device, at)"
+            " WHERE l.device = g.device AND l.fixed_at <= g.at",
+            [list(column) for column in zip(*gone, strict=True)] or [[], []],
+        )
         await tx.execute(
             "INSERT INTO latest AS l (device, fixed_at, record) SELECT * FROM unnest(%s::bytea[], %s::timestamptz[], %s::bytea[])"
             " ON CONFLICT (device) DO UPDATE SET fixed_at = excluded.fixed_at, record = excluded.record"

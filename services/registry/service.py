@@ -12,6 +12,7 @@ from chassis.identity import Caller
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 from services.registry.model import (
+    HIDDEN_LOOK_BACK,
     LOOK_BACK,
     Agency,
     Camera,
@@ -47,7 +48,9 @@ class Registry(Protocol):
     ) -> None: ...
     async def release(self, tx: Transaction, officer: int, at: datetime) -> tuple[list[int], list[str]]: ...
     async def touch(self, tx: Transaction, officer: int, since: datetime, also: Sequence[int] = ()) -> list[int]: ...
-    async def duties(self, tx: Transaction, radio_keys: Sequence[int], since: datetime) -> list[Duty]: ...
+    async def duties(
+        self, tx: Transaction, radio_keys: Sequence[int], since: datetime, hidden_since: datetime | None = None
+    ) -> list[Duty]: ...
     async def duty_of(self, tx: Transaction, radio: RadioId, agency_id: str, since: datetime) -> tuple[Duty | None, bool]: ...
     async def due(self, tx: Transaction, before: datetime, limit: int) -> list[int]: ...
     async def carried(self, tx: Transaction, officer: int, at: datetime) -> tuple[tuple[str, ...], str]: ...
@@ -221,8 +224,9 @@ class RegistryService:
         return self._clock.now() - LOOK_BACK
 
     async def _announce(self, tx: Transaction, keys: Sequence[int]) -> list[Duty]:
-        duties = await self._store.duties(tx, keys, self._window()) if keys else []
-        self._announcer.announce(tx, duties, self._clock.now())
+        now = self._clock.now()
+        duties = await self._store.duties(tx, keys, now - LOOK_BACK, now - HIDDEN_LOOK_BACK) if keys else []
+        self._announcer.announce(tx, duties, now)
         return duties
 
     async def _officer(self, tx: Transaction, caller: Caller, officer_id: str, *, lock: bool) -> tuple[int, Officer]:

@@ -19,18 +19,20 @@ SELECT o.officer_id, c.camera_id AS item, h.held FROM camera_hold h JOIN camera 
 _UNIT_HOLDS: LiteralString = """
 SELECT o.officer_id, h.unit_id AS item, h.held FROM unit_hold h JOIN officer o USING (officer_key)
  WHERE h.officer_key = ANY(%s) AND h.held && %s ORDER BY h.hold_id"""
-# Who holds radios, and what the holders have besides, within a window.
+# Who holds radios, and what the holders have besides, within a window; of covert shifts a longer one.
 _HOLDS: LiteralString = """
 WITH radios AS (
     SELECT h.radio_key, h.officer_key, o.officer_id, h.held, h.visible_to FROM radio_hold h JOIN officer o USING (officer_key)
-     WHERE h.radio_key = ANY(%(radios)s) AND h.held && %(window)s)
+     WHERE h.radio_key = ANY(%(radios)s) AND (h.held && %(window)s OR h.visible_to <> '' AND h.held && %(hidden_window)s))
 SELECT 'radio' AS kind, radio_key, officer_id, '' AS item, held, 0 AS hold_id, visible_to FROM radios
 UNION ALL SELECT 'camera', 0, o.officer_id, c.camera_id, h.held, h.hold_id, ''
   FROM camera_hold h JOIN camera c USING (camera_key) JOIN officer o USING (officer_key)
- WHERE h.officer_key IN (SELECT officer_key FROM radios) AND h.held && %(window)s
+ WHERE EXISTS (SELECT FROM radios r WHERE r.officer_key = h.officer_key
+    AND (h.held && %(window)s OR r.visible_to <> '' AND h.held && r.held))
 UNION ALL SELECT 'unit', 0, o.officer_id, h.unit_id, h.held, h.hold_id, ''
   FROM unit_hold h JOIN officer o USING (officer_key)
- WHERE h.officer_key IN (SELECT officer_key FROM radios) AND h.held && %(window)s
+ WHERE EXISTS (SELECT FROM radios r WHERE r.officer_key = h.officer_key
+    AND (h.held && %(window)s OR r.visible_to <> '' AND h.held && r.held))
 ORDER BY kind, hold_id"""
 
 # Tables and keys of what has a place on the map by itself.
@@ -180,10 +182,10 @@ class Store:
         await tx.execute("UPDATE radio SET duty_version = duty_version + 1 WHERE radio_key = ANY(%s)", [keys])
         return keys
 
-    async def duties(self, tx: Transaction, radio_keys: Sequence[int], since: datetime) -> list[Duty]:
-        """The duty of each radio, of spans that end after `since`."""
+    async def duties(self, tx: Transaction, radio_keys: Sequence[int], since: datetime, hidden_since: datetime | None = None) -> list[Duty]:
+        """The duty of each radio, of spans that end after `since`; of covert ones, if they end after `hidden_since`."""
         radios = await tx.all("SELECT * FROM radio WHERE radio_key = ANY(%s) ORDER BY radio_key", [list(radio_keys)])
-        return await self._duties_of(tx, radios, since)
+        return await self._duties_of(tx, radios, since, hidden_since or since)
 
     async def duty_of(self, tx: Transaction, radio: RadioId, agency_id: str, since: datetime) -> tuple[Duty | None, bool]:
         """The duty of one radio, None if it is not registered; and whether an agency is registered."""
@@ -192,12 +194,12 @@ class Store:
             " LEFT JOIN radio r ON r.wacn = %s AND r.system_id = %s AND r.unit_id = %s",
             [agency_id, radio.wacn, radio.system_id, radio.unit_id],
         )
-        duties = await self._duties_of(tx, [row], since) if row["radio_key"] is not None else [None]
+        duties = await self._duties_of(tx, [row], since, since) if row["radio_key"] is not None else [None]
         return duties[0], row["agency_known"]
 
-    async def _duties_of(self, tx: Transaction, radios: Sequence[Row], since: datetime) -> list[Duty]:
-        window = {"radios": [row["radio_key"] for row in radios], "window": Range(since, None)}
-        holds = await tx.all(_HOLDS, window)
+    async def _duties_of(self, tx: Transaction, radios: Sequence[Row], since: datetime, hidden_since: datetime) -> list[Duty]:
+        windows = {"window": Range(since, None), "hidden_window": Range(hidden_since, None)}
+        holds = await tx.all(_HOLDS, {"radios": [row["radio_key"] for row in radios]} | windows)
         cameras, units = ([_hold(row) for row in holds if row["kind"] == kind] for kind in ("camera", "unit"))
         by_radio: dict[int, list[Hold]] = {row["radio_key"]: [] for row in radios}
         for row in holds:

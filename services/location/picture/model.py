@@ -31,13 +31,14 @@ from services.location.model import (
     Taken,
     coarsened,
     distance_m,
+    hidden_together,
     set_fix,
 )
 
 # H3 resolution of the cells that watchers subscribe to: 5 km² each.
 CELL_RESOLUTION = 7
-# Between two neighbours' middles there are at least so many metres, anywhere on earth.
-_NEIGHBOUR_M = 1200.0
+# From a cell to what lies a ring beyond its neighbours there are at least so many metres, anywhere on earth (measured: 988).
+_RING_M = 950.0
 # A box is at least so wide and high, degrees; one that is wider than half the earth H3 takes for the other half.
 _LEAST_DEG, _HALF_ROUND_DEG = 1e-6, 180.0
 # Faster than anything of the police but a helicopter; metres a second. Who knows nothing of where it is proves nothing.
@@ -48,6 +49,8 @@ _ACCURACY_M = {RADIO: 15.0, CAMERA: 10.0, VEHICLE: 40.0, Source.SOURCE_REGISTRY:
 _PATROL_TURNS = 100
 # Who it is, and for whom, is asked anew for each unit after so many seconds, and at once when something is told.
 _LOOK_AGAIN_S = 5.0
+# So long a fix waits hidden for the duty record that it has overtaken.
+_UNKNOWN_S = 10.0
 # How fast a fix loses its worth: somebody runs.
 _WANDERS_MPS = 3.0
 
@@ -209,17 +212,18 @@ class Picture:
 
     def changed(self) -> set[Name]:
         """Units that a turn has to look at, and some of the others: shifts also end because time goes by."""
-        names, self._changed = self._changed, set()
         patrolled = list(islice(self._patrol, len(self.units) // _PATROL_TURNS + 1))
         if not patrolled:
             self._patrol = iter(list(self.units))
-        names.update(patrolled)
+        self.look_at(patrolled)
+        names, self._changed = self._changed, set()
         return names
 
     def turn(self, names: Iterable[Name], now: float, updates: dict[Place, pb.CellUpdate]) -> list[tuple[Unit, Newest]]:
         """Show units anew, and add what changed to the updates.
 
-        Returns what is to be forgotten: fixes of devices that others have replaced, and of units where nobody is who may be shown.
+        Returns what is to be forgotten: fixes of devices that others have replaced, and of units where nobody is who may be shown; but not
+        what other units still show.
         """
         forgotten: list[tuple[Unit, Newest]] = []
         for name in names:
@@ -230,6 +234,8 @@ class Picture:
             unit.replaced.clear()
             shown = self._show(unit, now)
             if shown is None:
+                if unit.shown is None and any(abs(now - each.taken_at) < _UNKNOWN_S for each in unit.sources.values()):
+                    continue
                 del self.units[name]
                 forgotten += ((unit, each) for each in unit.sources.values())
                 self._leave(name, unit, updates)
@@ -244,7 +250,19 @@ class Picture:
                 unit.place = place
             unit.shown = shown
             self._update(place, updates).units.append(shown)
-        return forgotten
+        return [(unit, each) for unit, each in forgotten if not self._is_elsewhere(unit, each)]
+
+    def _is_elsewhere(self, unit: Unit, newest: Newest) -> bool:
+        """Whether another unit has its place from the same device; a vehicle that goes does so for all."""
+        if unit.kind == VEHICLES:
+            return False
+        holder = self._directory.settle(newest.source, unit.agency_id, newest.device_id, newest.fix.fixed_at)
+        officers = holder.officer_ids if isinstance(holder, Holder) else ()
+        names: list[Name] = [(unit.agency_id, OFFICERS, officer_id) for officer_id in officers if officer_id != unit.id]
+        if newest.source == VEHICLE:
+            names.append((unit.agency_id, VEHICLES, newest.device_id))
+        found = [other.sources.get(newest.source) for name in names if (other := self.units.get(name))]
+        return any(each is not None and each.device_id == newest.device_id for each in found)
 
     def _leave(self, name: Name, unit: Unit, updates: dict[Place, pb.CellUpdate]) -> None:
         if unit.place is not None:
@@ -263,9 +281,10 @@ class Picture:
 
     def _show(self, unit: Unit, now: float) -> UnitOnMap | None:
         """How a unit is shown; nothing if it must not be."""
-        if now < unit.look_again:
+        is_fresh = unit.look_again - _LOOK_AGAIN_S <= now < unit.look_again  # a clock may be put back
+        if is_fresh:
             self._look_at_unseen(unit)
-        if now >= unit.look_again or not unit.fitting:
+        if not (is_fresh and unit.fitting):
             self._look(unit, now)
         if unit.face is None or not unit.fitting:
             return None
@@ -324,7 +343,9 @@ class Picture:
         held_by = holder.officer_ids if isinstance(holder, Holder) else ()
         officer_id = emergency.officer_id or next(iter(held_by), "")
         officer = self.units.get((agency, OFFICERS, officer_id))
-        shown.emergency_id, shown.visible_to = emergency.emergency_id, directory.audience(officer_id, now)
+        shown.emergency_id = emergency.emergency_id
+        held_for = holder.visible_to if isinstance(holder, Holder) else ""
+        shown.visible_to = hidden_together((held_for, directory.audience_of_emergency(emergency, officer_id, now)))
         return officer is None or officer.place is None
 
     def sources(self, unit: Unit, visible_to: str) -> list[Newest]:
@@ -403,7 +424,7 @@ class Picture:
     def _rings(origin: int, within_m: float) -> Iterator[tuple[float, list[int]]]:
         """Rings of cells around one, each with the metres that lie at least between."""
         ring = 0
-        while (closest := max(ring - 1, 0) * _NEIGHBOUR_M) <= within_m:
+        while (closest := max(ring - 1, 0) * _RING_M) <= within_m:
             yield closest, h3.grid_ring(origin, ring)
             ring += 1
 

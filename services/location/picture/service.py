@@ -30,7 +30,9 @@ _REST = 1.0
 class Store(Protocol):
     """What the use cases need of the store; `store.Store` describes each."""
 
-    async def flush(self, tx: Transaction, newest: Sequence[tuple[bytes, datetime, bytes]], gone: Sequence[bytes]) -> None: ...
+    async def flush(
+        self, tx: Transaction, newest: Sequence[tuple[bytes, datetime, bytes]], gone: Sequence[tuple[bytes, datetime]]
+    ) -> None: ...
     async def only_one_flushes(self, tx: Transaction) -> bool: ...
     async def latest(self, db: Statements) -> tuple[list[tuple[bytes, bytes]], datetime]: ...
 
@@ -73,7 +75,7 @@ class PictureService:
         self._audit, self._clock, self._watch_s = audit, clock, watch_s
         self._watchers: set[Watcher] = set()
         self._newest: dict[bytes, tuple[float, bytes]] = {}
-        self._gone: set[bytes] = set()
+        self._gone: dict[bytes, float] = {}
 
     # --- what comes in -----------------------------------------------------------------------------------------------
 
@@ -81,20 +83,19 @@ class PictureService:
         """A position; `key` and `record` are as they came, to be kept if it is the device's newest."""
         if self._picture.take(taken):
             self._newest[key] = taken.fix.fixed_at, record
-            self._gone.discard(key)
 
     async def flush(self) -> None:
         """Keep each device's newest fix, for the next start; one replica at a time does it for all."""
         newest, self._newest = self._newest, {}
-        gone, self._gone = self._gone, set()
+        gone, self._gone = self._gone, {}
         rows = [(key, datetime.fromtimestamp(at, UTC), record) for key, (at, record) in sorted(newest.items())]
         try:
             async with self._database.transaction() as tx:
                 if await self._store.only_one_flushes(tx):
-                    await self._store.flush(tx, rows, sorted(gone))
+                    await self._store.flush(tx, rows, [(key, datetime.fromtimestamp(at, UTC)) for key, at in sorted(gone.items())])
         except Unavailable:
-            self._newest = {key: kept for key, kept in newest.items() if key not in self._gone} | self._newest
-            self._gone |= gone - self._newest.keys()
+            self._newest = {key: kept for key, kept in newest.items() if kept[0] > self._gone.get(key, 0.0)} | self._newest
+            self._gone = gone | self._gone
             raise
 
     async def newest(self) -> tuple[list[tuple[bytes, bytes]], datetime]:
@@ -118,11 +119,11 @@ class PictureService:
         await asyncio.sleep((asyncio.get_running_loop().time() - began) * _REST)
 
     def _forget(self, unit: Unit, newest: Newest) -> None:
-        """Forget a device that goes with a unit; a vehicle stays when one of its crew goes."""
-        if newest.source != Source.SOURCE_VEHICLE or unit.kind == UnitKind.UNIT_KIND_VEHICLE:
-            key = self._key_of(unit.agency_id, newest.source, newest.device_id)
-            self._newest.pop(key, None)
-            self._gone.add(key)
+        """Forget a device's fix, and older ones; a newer one may be another officer's."""
+        key, at = self._key_of(unit.agency_id, newest.source, newest.device_id), newest.fix.fixed_at
+        if key in self._newest and self._newest[key][0] <= at:
+            del self._newest[key]
+        self._gone[key] = max(self._gone.get(key, 0.0), at)
 
     async def _push(self, updates: dict[Place, pb.CellUpdate]) -> None:
         """Encode each cell once; who sees the same cells gets the same bytes."""

@@ -96,7 +96,7 @@ async def test_the_service_can_make_days_of_the_near_future_only(database: Datab
 async def test_the_newest_fix_of_a_device_is_kept_and_an_older_one_does_not_replace_it(database: Database) -> None:
     async with database.transaction() as tx:
         await store.flush(tx, [(b"a", NOW, b"new"), (b"b", NOW, b"other")], [])
-        await store.flush(tx, [(b"a", NOW - timedelta(seconds=1), b"old")], [b"b"])
+        await store.flush(tx, [(b"a", NOW - timedelta(seconds=1), b"old")], [(b"b", NOW), (b"a", NOW - timedelta(seconds=1))])
         found, flushed_at = await store.latest(tx)
     assert (b"a", b"new") in found
     assert b"b" not in dict(found)

@@ -193,6 +193,50 @@ def test_who_becomes_covert_between_two_looks_is_not_seen_in_a_place_of_since_th
     assert (seen(picture), seen(picture, "narcotics")) == (set(), {"anna"})
 
 
+def test_a_clock_that_was_put_back_keeps_nobody_on_the_map(picture: Picture, directory: Directory) -> None:
+    on_duty(directory, "anna", end=NOW + 1)
+    picture.take(taken("anna"))
+    turn(picture, NOW + 0.5)
+    unit = picture.units[ANNA]
+    unit.look_again = NOW + 100
+    turn(picture, NOW + 2)
+    assert seen(picture) == set()
+
+
+def test_a_fix_that_overtakes_the_duty_record_waits_for_it_hidden_and_not_for_long(picture: Picture, directory: Directory) -> None:
+    for officer in ("carl", "dora"):
+        picture.take(taken(officer))
+    turn(picture)
+    assert seen(picture) == set()
+    picture.look_at(on_duty(directory, "carl"))
+    turn(picture)
+    assert seen(picture) == {"carl"}
+    for _ in range(3):
+        turn(picture, NOW + 11)
+    assert ("pd", OFFICER, "dora") not in picture.units
+
+
+def test_an_emergency_of_nobody_known_is_hidden_like_who_last_held_its_radio(picture: Picture, directory: Directory) -> None:
+    on_duty(directory, "carl", visible_to="narcotics", end=NOW + 10)
+    picture.look_at(directory.learn_emergency(KnownEmergency("e1", 1, "pd", "radio-carl", "", True, NOW)))
+    for at, expected in ((NOW + 1, "carl"), (NOW + 11, "radio-carl")):
+        holder = directory.settle(RADIO, "pd", "radio-carl", at)
+        assert isinstance(holder, Holder)
+        picture.take(Taken("pd", RADIO, "radio-carl", holder, Fix(*HERE, 5.0, None, None, at), at, at, False))
+        turn(picture, at)
+        assert (seen(picture), seen(picture, "narcotics") & {expected}) == (set(), {expected})
+
+
+def test_who_is_covert_on_another_radio_hides_the_car_and_its_crew_at_once(picture: Picture, directory: Directory) -> None:
+    picture.take(car(directory, "anna", "bert"))
+    turn(picture)
+    assert seen(picture) == {"anna", "bert", "car-1"}
+    covert = Interval(NOW - 1, FOREVER, "anna", "", (), "narcotics")
+    picture.look_at(directory.learn_duty("radio-2", "pd", next(_versions), [covert], NOW))
+    turn(picture, NOW + 1)
+    assert seen(picture) == set()
+
+
 def test_where_somebody_was_covertly_stays_with_the_group_when_the_assignment_changes(picture: Picture, directory: Directory) -> None:
     on_duty(directory, "anna", visible_to="narcotics")
     picture.take(taken("anna", visible_to="narcotics"))
@@ -330,16 +374,39 @@ def test_the_whole_of_a_cell_is_what_the_changes_add_up_to(picture: Picture) -> 
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.floats(48.0, 48.4), st.floats(11.2, 11.9)), min_size=1, max_size=60), st.integers(1, 8))
-def test_the_nearest_are_those_that_measuring_all_of_them_finds(spots: list[tuple[float, float]], wanted: int) -> None:
+@given(
+    st.sampled_from([HERE, (63.43, 10.4), (38.92, 121.63)]),  # H3's cells are not everywhere of the same size
+    st.lists(st.tuples(st.floats(-0.1, 0.3), st.floats(-0.3, 0.4)), min_size=1, max_size=60),
+    st.integers(1, 8),
+)
+def test_the_nearest_are_those_that_measuring_all_of_them_finds(
+    middle: tuple[float, float], ways_off: list[tuple[float, float]], wanted: int
+) -> None:  # fmt: skip
     picture = Picture(Directory(7200), lambda _: EXACT)
+    spots = [(middle[0] + north, middle[1] + east) for north, east in ways_off]
     for number, (latitude, longitude) in enumerate(spots):
         camera = FixedCamera(camera_id=f"c{number}", agency_id="pd", display_name="c", latitude=latitude, longitude=longitude)
         picture.place(1, camera)
     turn(picture)
-    found = picture.nearest(HERE, 60_000, "pd", (), lambda _: True, wanted)
-    ways = sorted(h3.great_circle_distance(HERE, spot, unit="m") for spot in spots)
+    found = picture.nearest(middle, 60_000, "pd", (), lambda _: True, wanted)
+    ways = sorted(h3.great_circle_distance(middle, spot, unit="m") for spot in spots)
     assert [way for way, _ in found] == pytest.approx(ways[:wanted])
+
+
+def test_what_is_a_ring_beyond_the_neighbours_is_found_where_cells_are_smallest() -> None:
+    middle = h3.latlng_to_cell(63.43, 10.4, CELL_RESOLUTION)
+    corners = h3.cell_to_boundary(middle)
+    way, at, there = min(
+        (h3.great_circle_distance(corner, other, unit="m"), corner, other)
+        for cell in h3.grid_ring(middle, 2) for corner in corners for other in h3.cell_to_boundary(cell)
+    )  # fmt: skip
+    picture = Picture(Directory(7200), lambda _: EXACT)
+    further = [there[place] + (there[place] - at[place]) * 0.01 for place in (0, 1)]
+    picture.place(1, FixedCamera(camera_id="c", agency_id="pd", latitude=further[0], longitude=further[1]))
+    turn(picture)
+    nearer = [at[place] - (there[place] - at[place]) * 0.01 for place in (0, 1)]
+    assert h3.latlng_to_cell(*nearer, CELL_RESOLUTION) == middle
+    assert len(picture.nearest((nearer[0], nearer[1]), way * 1.03, "pd", (), lambda _: True, 1)) == 1
 
 
 def inside(box: tuple[float, float, float, float]) -> Callable[[tuple[float, float]], tuple[float, float]]:

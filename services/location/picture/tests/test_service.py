@@ -167,14 +167,48 @@ async def test_who_goes_off_duty_is_not_kept_for_the_next_start(database: Databa
     directory.learn_duty("radio-o-009", "pd", 1, [shift], NOW)
     key = device_key("pd", Source.SOURCE_RADIO, "radio-o-009")
     service.take(key, b"record", taken("o-009", 0))
-    directory.learn_duty("radio-o-009", "pd", 2, [shift._replace(end=NOW - 1)], NOW)
+    await service.turn()
+    service._picture.look_at(directory.learn_duty("radio-o-009", "pd", 2, [shift._replace(end=NOW - 1)], NOW))
     await service.turn()
     await service.flush()
     assert key not in dict((await service.newest())[0])
     # Who is back before the next flush is kept.
-    service.take(key, b"record", taken("o-009", 0))
-    await service.turn()
     directory.learn_duty("radio-o-009", "pd", 3, [shift], NOW)
     service.take(key, b"again", taken("o-009", 1))
+    await service.turn()
     await service.flush()
     assert dict((await service.newest())[0])[key] == b"again"
+
+
+async def test_a_radio_that_goes_from_hand_to_hand_is_kept_for_who_has_it_now(database: Database, publisher: Publisher) -> None:
+    clock, directory = SystemClock(), Directory(7200)
+    audit = Audit("location", AUDIT_RECORD, database, publisher, clock)
+    service = PictureService(database, Store(), Picture(directory, lambda _: Privacy()), device_key, audit, clock)
+    key, first, second = device_key("pd", Source.SOURCE_RADIO, "radio-h"), taken("o-010", 0), taken("o-011", 1)
+    anna, bert = Interval(0, float("inf"), "o-010", "", (), ""), Interval(NOW + 0.5, float("inf"), "o-011", "", (), "")
+    directory.learn_duty("radio-h", "pd", 1, [anna], NOW)
+    service.take(key, b"first", first._replace(device_id="radio-h"))
+    await service.turn()
+    service._picture.look_at(directory.learn_duty("radio-h", "pd", 2, [anna._replace(end=NOW + 0.5), bert], NOW))
+    service.take(key, b"second", second._replace(device_id="radio-h"))
+    await service.flush()
+    await service.turn()  # Anna goes, and with her what was known of the radio then
+    await service.flush()
+    assert dict((await service.newest())[0])[key] == b"second"
+
+
+async def test_a_camera_of_two_is_kept_when_one_of_them_goes(database: Database, publisher: Publisher) -> None:
+    clock, directory = SystemClock(), Directory(7200)
+    audit = Audit("location", AUDIT_RECORD, database, publisher, clock)
+    service = PictureService(database, Store(), Picture(directory, lambda _: Privacy()), device_key, audit, clock)
+    shifts = [Interval(0, float("inf"), officer, "", ("cam-s",), "") for officer in ("o-012", "o-013")]
+    for number, shift in enumerate(shifts):
+        directory.learn_duty(f"radio-{number}", "pd", 1, [shift], NOW)
+    key = device_key("pd", Source.SOURCE_CAMERA, "cam-s")
+    both = Holder(("o-012", "o-013"), "", "", "")
+    service.take(key, b"both", taken("o-012", 0)._replace(source=Source.SOURCE_CAMERA, device_id="cam-s", holder=both))
+    await service.turn()
+    service._picture.look_at(directory.learn_duty("radio-1", "pd", 2, [shifts[1]._replace(end=NOW - 1)], NOW))
+    await service.turn()
+    await service.flush()
+    assert dict((await service.newest())[0])[key] == b"both"
