@@ -187,10 +187,15 @@ class Directory:
             return set()
         before = known.intervals if known else ()
         # A record leaves out what has long ended; a late fix may still be of then, and an emergency outlast it.
-        first = min((each.start for each in intervals), default=told_at)
         oldest = told_at - self._late_s
-        kept = [each for each in before if each.end <= first and (each.end > oldest or each.officer_id in self._open_of_officer)]
-        now = (*kept, *intervals)
+        kept = [
+            each
+            for each in before
+            if each.end <= told_at
+            and (each.end > oldest or each.officer_id in self._open_of_officer)
+            and all(each.end <= other.start or other.end <= each.start for other in intervals)
+        ]
+        now = tuple(sorted((*kept, *intervals)))
         if known is not None and now == before:
             known.version = version
             return set()
@@ -329,14 +334,16 @@ class Directory:
         return together([each for each in self._shifts(officer_id) if each.start <= at < each.end])
 
     def audience(self, officer_id: str, at: float) -> str:
-        """Who alone may see an officer at a time; off duty it is as in the last shift, because an emergency may outlast it."""
+        """Who alone may see an officer at a time; soon after a shift, and in an emergency since then, it is as in the shift."""
         shifts = self._shifts(officer_id)
-        if len(shifts) == 1:
-            return shifts[0].visible_to
         now = [each for each in shifts if each.start <= at < each.end]
+        if len(now) == 1:
+            return now[0].visible_to
         if not now and shifts:
             last = max((each for each in shifts if each.end <= at), key=lambda each: each.end, default=shifts[0])
-            now = [each for each in shifts if each.start < last.end <= each.end]
+            emergencies = (self._open[key].since for key in self._open_of_officer.get(officer_id, ()))
+            if min((at, *emergencies)) < last.end + self._late_s:
+                now = [each for each in shifts if each.start < last.end <= each.end]
         return hidden_together(each.visible_to for each in now)
 
     def audience_of_emergency(self, emergency: KnownEmergency, officer_id: str, at: float) -> str:

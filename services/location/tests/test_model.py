@@ -131,6 +131,31 @@ def test_a_late_fix_finds_who_had_the_radio_though_newer_records_do_not_say(dire
     assert directory.learn_duty("r1", "pd", 2, [], NOW) == set()  # comes late
 
 
+def test_a_covert_shift_that_is_still_told_of_takes_nothing_from_those_that_are_not(directory: Directory) -> None:
+    covert, since = interval("carl", NOW - 20_000, NOW - 10_000, "narcotics"), [interval("anna", NOW - 3600)]
+    directory.learn_duty("r1", "pd", 2, [covert, interval("bert", NOW - 7200, NOW - 3600), *since], NOW)
+    directory.learn_duty("r1", "pd", 3, [covert, *since], NOW)
+    assert [directory.settle(RADIO, "pd", "r1", NOW - ago) for ago in (5000, 0)] == [
+        Holder(("bert",), "unit-1", "", ""), Holder(("anna",), "unit-1", "", ""),
+    ]  # fmt: skip
+
+
+def test_a_start_long_after_a_covert_shift_still_hides_whose_emergency_outlasts_it() -> None:
+    directory = Directory(LATE_S)
+    directory.learn_emergency(emergency(1, officer="carl", since=NOW - 12_000))
+    directory.learn_duty("r1", "pd", 2, [interval("carl", NOW - 20_000, NOW - 10_000, "narcotics")], NOW)
+    assert directory.settle(RADIO, "pd", "r1", NOW) == Holder(("carl",), "", "narcotics", "e1")
+
+
+def test_who_presses_long_after_a_covert_shift_is_seen_by_everybody_and_soon_after_it_is_not() -> None:
+    covert = interval("carl", NOW - 20_000, NOW - 10_000, "narcotics")
+    for since, visible_to in ((NOW - 2000, ""), (NOW - 3000, "narcotics")):
+        directory = Directory(LATE_S)
+        directory.learn_duty("r1", "pd", 2, [covert], NOW)
+        directory.learn_emergency(emergency(1, officer="carl", since=since))
+        assert directory.settle(RADIO, "pd", "r1", NOW) == Holder(("carl",), "", visible_to, "e1")
+
+
 def test_who_rides_with_a_covert_officer_is_as_hidden_as_he_is(directory: Directory) -> None:
     directory.learn_duty("r2", "pd", 2, [interval("bert", visible_to="narcotics")], NOW)
     found = directory.settle(VEHICLE, "pd", "car-1", NOW)
