@@ -70,6 +70,8 @@ class Footage:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(OSError):  # frames that were on their way
+            await cast(asyncio.StreamWriter, self._encoder.stdin).wait_closed()
         await self._encoder.wait()
 
     async def _film(self, scene: list[bytes], stdin: asyncio.StreamWriter) -> None:
