@@ -82,7 +82,7 @@ page: $(PAGE_READY) ## compile the console's page from TypeScript
 chart: $(READY) ## render and check the Helm chart (needs helm on the PATH)
 	@deploy/helm/check
 
-bench: $(READY) $(PAGE_READY) ## measure the path on this machine beside the least it could take, live video, the audit log, positions (about a quarter of an hour)
+bench: $(READY) $(PAGE_READY) ## measure the path on this machine beside the least it could take, live video, the audit log, positions (about twenty minutes)
 	@$(BIN)/python -m bench
 	@$(BIN)/python -m bench.media
 	@$(BIN)/python -m bench.audit
