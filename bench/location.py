@@ -325,7 +325,7 @@ def main(
     rate: Annotated[float, typer.Option(help="Positions a second beside the presses.")] = 20_000,
     seconds: Annotated[float, typer.Option(help="Length of each run.")] = 20,
 ) -> None:
-    """Measure positions on this machine; takes about eight minutes."""
+    """Measure positions on this machine; takes about nine minutes."""
     now, data = datetime.now(UTC).isoformat(timespec="seconds"), Path(tempfile.mkdtemp(prefix="sightline-bench-"))
     result = Result(now, f"{os.cpu_count()} cores, {platform.machine()}")
     try:
