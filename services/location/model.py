@@ -340,16 +340,17 @@ class Directory:
         if len(now) == 1:
             return now[0].visible_to
         if not now and shifts:
-            last = max((each for each in shifts if each.end <= at), key=lambda each: each.end, default=shifts[0])
+            last = max((each for each in shifts if each.end <= at), key=lambda each: each.end, default=None)
             emergencies = (self._open[key].since for key in self._open_of_officer.get(officer_id, ()))
-            if min((at, *emergencies)) < last.end + self._late_s:
+            if last and min((at, *emergencies)) < last.end + self._late_s:
                 now = [each for each in shifts if each.start < last.end <= each.end]
         return hidden_together(each.visible_to for each in now)
 
     def audience_of_emergency(self, emergency: KnownEmergency, officer_id: str, at: float) -> str:
         """Who alone may see an emergency's radio at a time when nobody is on duty with it: as in the last shift with it since the press."""
-        last = max((each for each in self._intervals(emergency.radio) if emergency.since < each.end <= at), default=None)
-        return hidden_together((self.audience(officer_id, at), last.visible_to if last else ""))
+        audience = self.audience(officer_id, at)
+        last = max((each for each in self._intervals(emergency.radio) if emergency.since - AHEAD_S < each.end <= at), default=None)
+        return audience if last is None or last.officer_id == officer_id else hidden_together((audience, last.visible_to))
 
     def emergency_of_officer(self, officer_id: str, at: float) -> str:
         """An open emergency of an officer, or of a radio that he or she holds; empty if there is none."""

@@ -9,7 +9,8 @@ from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 # A duty record goes back this far, longer than any age gate, and a shift may be planned or corrected within a month.
 LOOK_BACK = timedelta(minutes=30)
-# A covert shift is told of for longer: an emergency may outlast it, and who learns of both anew still has to hide the officer.
+# A covert shift, and what its officer did since, is told of for longer: an emergency may outlast it, and who learns of both anew still has
+# to hide the officer.
 HIDDEN_LOOK_BACK = timedelta(hours=24)
 PLANNING = timedelta(days=30)
 

@@ -19,20 +19,22 @@ SELECT o.officer_id, c.camera_id AS item, h.held FROM camera_hold h JOIN camera 
 _UNIT_HOLDS: LiteralString = """
 SELECT o.officer_id, h.unit_id AS item, h.held FROM unit_hold h JOIN officer o USING (officer_key)
  WHERE h.officer_key = ANY(%s) AND h.held && %s ORDER BY h.hold_id"""
-# Who holds radios, and what the holders have besides, within a window; of covert shifts a longer one.
+# Who holds radios, and what the holders have besides, within a window; a longer one for officers with a covert shift in it.
 _HOLDS: LiteralString = """
 WITH radios AS (
-    SELECT h.radio_key, h.officer_key, o.officer_id, h.held, h.visible_to FROM radio_hold h JOIN officer o USING (officer_key)
-     WHERE h.radio_key = ANY(%(radios)s) AND (h.held && %(window)s OR h.visible_to <> '' AND h.held && %(hidden_window)s))
+    SELECT h.radio_key, h.officer_key, o.officer_id, h.held, h.visible_to, h.held && %(window)s AS is_recent
+      FROM radio_hold h JOIN officer o USING (officer_key)
+     WHERE h.radio_key = ANY(%(radios)s) AND h.held && %(hidden_window)s AND (h.held && %(window)s OR EXISTS (
+        SELECT FROM radio_hold c WHERE c.officer_key = h.officer_key AND c.visible_to <> '' AND c.held && %(hidden_window)s)))
 SELECT 'radio' AS kind, radio_key, officer_id, '' AS item, held, 0 AS hold_id, visible_to FROM radios
 UNION ALL SELECT 'camera', 0, o.officer_id, c.camera_id, h.held, h.hold_id, ''
   FROM camera_hold h JOIN camera c USING (camera_key) JOIN officer o USING (officer_key)
- WHERE EXISTS (SELECT FROM radios r WHERE r.officer_key = h.officer_key
-    AND (h.held && %(window)s OR r.visible_to <> '' AND h.held && r.held))
+ WHERE h.officer_key IN (SELECT officer_key FROM radios) AND h.held && %(hidden_window)s AND (h.held && %(window)s OR EXISTS (
+    SELECT FROM radios r WHERE r.officer_key = h.officer_key AND NOT r.is_recent AND h.held && r.held))
 UNION ALL SELECT 'unit', 0, o.officer_id, h.unit_id, h.held, h.hold_id, ''
   FROM unit_hold h JOIN officer o USING (officer_key)
- WHERE EXISTS (SELECT FROM radios r WHERE r.officer_key = h.officer_key
-    AND (h.held && %(window)s OR r.visible_to <> '' AND h.held && r.held))
+ WHERE h.officer_key IN (SELECT officer_key FROM radios) AND h.held && %(hidden_window)s AND (h.held && %(window)s OR EXISTS (
+    SELECT FROM radios r WHERE r.officer_key = h.officer_key AND NOT r.is_recent AND h.held && r.held))
 ORDER BY kind, hold_id"""
 
 # Tables and keys of what has a place on the map by itself.
@@ -183,7 +185,7 @@ class Store:
         return keys
 
     async def duties(self, tx: Transaction, radio_keys: Sequence[int], since: datetime, hidden_since: datetime | None = None) -> list[Duty]:
-        """The duty of each radio, of spans that end after `since`; of covert ones, if they end after `hidden_since`."""
+        """The duty of each radio, of spans that end after `since`; of officers with a covert one, after `hidden_since`."""
         radios = await tx.all("SELECT * FROM radio WHERE radio_key = ANY(%s) ORDER BY radio_key", [list(radio_keys)])
         return await self._duties_of(tx, radios, since, hidden_since or since)
 

@@ -234,11 +234,11 @@ class Picture:
             unit.replaced.clear()
             shown = self._show(unit, now)
             if shown is None:
-                if unit.shown is None and any(abs(now - each.taken_at) < _UNKNOWN_S for each in unit.sources.values()):
-                    continue
-                del self.units[name]
-                forgotten += ((unit, each) for each in unit.sources.values())
                 self._leave(name, unit, updates)
+                unit.shown = unit.place = None
+                if not any(abs(now - each.taken_at) < _UNKNOWN_S for each in unit.sources.values()):
+                    del self.units[name]
+                    forgotten += ((unit, each) for each in unit.sources.values())
                 continue
             if shown == unit.shown:
                 continue

@@ -95,7 +95,7 @@ class PictureService:
                     await self._store.flush(tx, rows, [(key, datetime.fromtimestamp(at, UTC)) for key, at in sorted(gone.items())])
         except Unavailable:
             self._newest = {key: kept for key, kept in newest.items() if kept[0] > self._gone.get(key, 0.0)} | self._newest
-            self._gone = gone | self._gone
+            self._gone |= {key: max(at, self._gone.get(key, 0.0)) for key, at in gone.items()}
             raise
 
     async def newest(self) -> tuple[list[tuple[bytes, bytes]], datetime]:

@@ -156,6 +156,24 @@ def test_who_presses_long_after_a_covert_shift_is_seen_by_everybody_and_soon_aft
         assert directory.settle(RADIO, "pd", "r1", NOW) == Holder(("carl",), "", visible_to, "e1")
 
 
+def test_a_planned_covert_shift_hides_nobody_before_it_begins() -> None:
+    directory = Directory(LATE_S)
+    directory.learn_duty("r1", "pd", 2, [interval("carl", NOW + 3600, NOW + 7200, "narcotics")], NOW)
+    directory.learn_emergency(emergency(1, officer="carl", since=NOW - 100))
+    assert directory.settle(RADIO, "pd", "r1", NOW) == Holder(("carl",), "", "", "e1")
+
+
+def test_who_has_gone_on_openly_is_seen_by_everybody_on_every_radio() -> None:
+    directory = Directory(LATE_S)
+    directory.learn_duty("r1", "pd", 1, [interval("carl", NOW - 3600, NOW - 10, "narcotics")], NOW)
+    directory.learn_duty("r2", "pd", 1, [interval("carl", NOW - 10)], NOW)
+    directory.learn_emergency(emergency(1, officer="carl", since=NOW - 100))
+    for radio in ("r1", "r2"):
+        found = directory.settle(RADIO, "pd", radio, NOW)
+        assert isinstance(found, Holder)
+        assert (found.officer_ids, found.visible_to) == (("carl",), "")
+
+
 def test_who_rides_with_a_covert_officer_is_as_hidden_as_he_is(directory: Directory) -> None:
     directory.learn_duty("r2", "pd", 2, [interval("bert", visible_to="narcotics")], NOW)
     found = directory.settle(VEHICLE, "pd", "car-1", NOW)

@@ -144,18 +144,17 @@ async def test_who_alone_may_see_an_officer_goes_with_the_duty_record(database: 
     assert [interval.visible_to for interval in duty.intervals] == ["narcotics"]
 
 
-async def test_a_covert_shift_is_told_of_with_its_cameras_long_after_another_would_not_be(database: Database) -> None:
+async def test_a_covert_shift_is_told_of_for_long_with_its_cameras_and_with_what_the_officer_did_since(database: Database) -> None:
     window, hidden = NOW - timedelta(minutes=30), NOW - timedelta(hours=24)
     async with database.transaction() as tx:
         anna, bert, radio, camera = await _force(tx)
         await store.hold(tx, anna, [radio], [camera], "unit-1", span(-30, -25), "narcotics")
         await store.hold(tx, anna, [radio], [camera], "unit-1", span(-9, -6), "narcotics")
+        await store.hold(tx, anna, [radio], [], "unit-1", span(-6, -5))
         await store.hold(tx, bert, [radio], [camera], "unit-2", span(-5, -2))
         await store.hold(tx, bert, [radio], [], "unit-2", span(-1, None))
         [told] = await store.duties(tx, [radio], window, hidden)
         [usual] = await store.duties(tx, [radio], window)
-    assert [(each.visible_to, each.unit_id, len(each.camera_ids)) for each in told.intervals] == [
-        ("narcotics", "unit-1", 1),
-        ("", "unit-2", 0),
-    ]
-    assert usual.intervals == told.intervals[1:]
+    shown = [(each.visible_to, each.unit_id, len(each.camera_ids)) for each in told.intervals]
+    assert shown == [("narcotics", "unit-1", 1), ("", "unit-1", 0), ("", "unit-2", 0)]
+    assert usual.intervals == told.intervals[2:]

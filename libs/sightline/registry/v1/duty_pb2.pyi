@@ -43,7 +43,7 @@ class DutyRecord(_message.Message):
 
     @_builtins.property
     def intervals(self) -> _containers.RepeatedCompositeFieldContainer[Global___DutyInterval]:
-        """Non-overlapping, in order of time; all that end later than 30 minutes before publication, covert ones 24 hours."""
+        """Non-overlapping, in order of time; all that end later than 30 minutes before publication, those of officers with a covert one 24 hours."""
 
     @_builtins.property
     def published_at(self) -> _timestamp_pb2.Timestamp:

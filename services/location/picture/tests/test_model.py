@@ -216,6 +216,18 @@ def test_a_fix_that_overtakes_the_duty_record_waits_for_it_hidden_and_not_for_lo
     assert ("pd", OFFICER, "dora") not in picture.units
 
 
+def test_a_fix_of_a_new_radio_that_overtakes_its_duty_record_waits_for_it_too(picture: Picture, directory: Directory) -> None:
+    picture.take(taken("anna", at=NOW - 1))
+    turn(picture)
+    picture.take(taken("anna")._replace(device_id="radio-2"))
+    turn(picture)
+    assert seen(picture) == set()
+    interval = Interval(NOW - 1, FOREVER, "anna", "unit-1", (), "")
+    picture.look_at(directory.learn_duty("radio-2", "pd", next(_versions), [interval], NOW))
+    turn(picture)
+    assert seen(picture) == {"anna"}
+
+
 def test_an_emergency_of_nobody_known_is_hidden_like_who_last_held_its_radio(picture: Picture, directory: Directory) -> None:
     on_duty(directory, "carl", visible_to="narcotics", end=NOW + 10)
     picture.look_at(directory.learn_emergency(KnownEmergency("e1", 1, "pd", "radio-carl", "", True, NOW)))

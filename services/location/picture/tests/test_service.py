@@ -31,7 +31,7 @@ OFFICERS = [f"o-{number:03d}" for number in range(200)]
 
 def taken(officer: str, step: int) -> Taken:
     fix = Fix(48.0 + int(officer[-3:]) * 0.002 + step * 1e-5, 11.5, 5.0, None, None, NOW + step)
-    return Taken("pd", Source.SOURCE_RADIO, f"radio-{officer}", Holder((officer,), "", "", ""), fix, NOW, NOW + step, False)
+    return Taken("pd", Source.SOURCE_RADIO, f"radio-{officer}", Holder((officer,), "", "", ""), fix, NOW, NOW - 60 + step, False)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
