@@ -19,12 +19,15 @@ SELECT o.officer_id, c.camera_id AS item, h.held FROM camera_hold h JOIN camera 
 _UNIT_HOLDS: LiteralString = """
 SELECT o.officer_id, h.unit_id AS item, h.held FROM unit_hold h JOIN officer o USING (officer_key)
  WHERE h.officer_key = ANY(%s) AND h.held && %s ORDER BY h.hold_id"""
-# Who holds radios, and what the holders have besides, within a window; a longer one for officers with a covert shift in it.
+# Who holds radios, and what the holders have besides, within a window; a longer one for officers with a covert shift in it. Written so that
+# radio_hold_one_holder finds the holds: it must not take a look at everybody on duty, for it is asked in every press.
 _HOLDS: LiteralString = """
 WITH radios AS (
     SELECT h.radio_key, h.officer_key, o.officer_id, h.held, h.visible_to, h.held && %(window)s AS is_recent
-      FROM radio_hold h JOIN officer o USING (officer_key)
-     WHERE h.radio_key = ANY(%(radios)s) AND h.held && %(hidden_window)s AND (h.held && %(window)s OR EXISTS (
+      FROM unnest(%(radios)s::bigint[]) AS asked
+      JOIN radio_hold h ON int8range(h.radio_key, h.radio_key, '[]') && int8range(asked, asked, '[]') AND h.held && %(hidden_window)s
+      JOIN officer o USING (officer_key)
+     WHERE (h.held && %(window)s OR EXISTS (
         SELECT FROM radio_hold c WHERE c.officer_key = h.officer_key AND c.visible_to <> '' AND c.held && %(hidden_window)s)))
 SELECT 'radio' AS kind, radio_key, officer_id, '' AS item, held, 0 AS hold_id, visible_to FROM radios
 UNION ALL SELECT 'camera', 0, o.officer_id, c.camera_id, h.held, h.hold_id, ''
