@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import psycopg
 import typer
 from chassis.audit import Audit
@@ -40,7 +39,7 @@ from tlog.merkle import Frontier, leaf_hash
 from tlog.note import Checkpoint, SignedNote, Signer
 from uuid_utils import uuid7
 
-from bench.measure import Line, line
+from bench.measure import Line, line, seconds_used
 from services.audit.events import to_arrived
 from services.audit.model import Signed
 from services.audit.service import AuditService
@@ -128,15 +127,15 @@ async def _throughput(result: Result, stack: Stack, numbers: Numbers, db: psycop
                 _give(producer, record)
             producer.flush()
         begun, first, used = 0.0, 0, 0.0
-        process = psutil.Process(process_named(stack, "audit-a").pid)
+        pid = process_named(stack, "audit-a").pid
         async with asyncio.timeout(_WITHIN_S):
             while (size := await _signed(db)) < before + count:
                 if not begun and size > before:
-                    begun, first, used = time.monotonic(), size, sum(process.cpu_times()[:2])
+                    begun, first, used = time.monotonic(), size, seconds_used(pid)
                 await asyncio.sleep(0.02)
     took = time.monotonic() - begun
     result.leaves, result.durable = size - first, (size - first) / took
-    result.cores = (sum(process.cpu_times()[:2]) - used) / took
+    result.cores = (seconds_used(pid) - used) / took
 
 
 async def _floor(result: Result, db: psycopg.AsyncConnection[Any], count: int) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
-import psutil
 from chassis.bus import client_config
 from chassis.settings import KafkaSettings
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -16,6 +15,7 @@ from sightline.common.v1.radio_pb2 import RadioIdentity
 from sightline.emergency.v1.emergency_pb2 import EMERGENCY_STATE_OPEN, SUBJECT_STATE_HELD, Emergency, EmergencyEvent, Subject
 from sightline.registry.v1.duty_pb2 import DutyInterval, DutyRecord
 
+from bench.measure import seconds_used
 from tools.local.stack import Stack, process_named
 
 _WITHIN_S = 300.0
@@ -71,7 +71,7 @@ async def measure(stack: Stack, lane: str, joins: int) -> Rate:
     """Give a lane that runs alone a backlog, and watch its decisions come."""
     kafka = KafkaSettings(bootstrap=stack.kafka, security="PLAINTEXT")
     consumer = Consumer(client_config(kafka) | {"group.id": "bench-joins"})
-    process = psutil.Process(process_named(stack, lane).pid)
+    pid = process_named(stack, lane).pid
     radios = [RadioIdentity(wacn=0xBEE00, system_id=0x1A5, unit_id=n + 1) for n in range(_RADIOS)]
     producer = _producer(kafka)
 
@@ -88,9 +88,9 @@ async def measure(stack: Stack, lane: str, joins: int) -> Rate:
         await asyncio.to_thread(_press, producer, radios, _RADIOS)
         before = await decided(before + _RADIOS)
         await asyncio.to_thread(_press, producer, radios, joins)
-        used, there, begun = sum(process.cpu_times()[:2]), await asyncio.to_thread(_ends, consumer), time.monotonic()
+        used, there, begun = seconds_used(pid), await asyncio.to_thread(_ends, consumer), time.monotonic()
         made = await decided(before + joins) - there
         seconds = time.monotonic() - begun
-        return Rate(joins, made / seconds, made / max(0.01, sum(process.cpu_times()[:2]) - used))
+        return Rate(joins, made / seconds, made / max(0.01, seconds_used(pid) - used))
     finally:
         consumer.close()

@@ -51,7 +51,7 @@ def main(
     units: Annotated[int, typer.Option(help="Officers on duty.")] = 20_000,
     rate: Annotated[float, typer.Option(help="Positions a second.")] = 20_000,
 ) -> None:
-    """Report. Says `on duty` when all are, reports for as many seconds as a line tells, says `done`, and waits for the next line."""
+    """Report. Says `on duty` when all are, reports for as many seconds as a line tells, and waits for the next line."""
     give_way(_NICE)
     config = client_config(KafkaSettings(bootstrap=bootstrap, security="PLAINTEXT")) | {"partitioner": "murmur2_random"}
     producer = Producer(config | {"linger.ms": 20, "compression.type": "lz4", "queue.buffering.max.messages": 1_000_000})
@@ -74,7 +74,6 @@ def main(
             producer.poll(0)
             time.sleep(1 / _TURNS_A_SECOND)
         producer.flush()
-        typer.echo("done")
 
 
 if __name__ == "__main__":

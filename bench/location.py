@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import psycopg
 import typer
 from chassis.bus import client_config
@@ -128,7 +127,7 @@ async def _live(stack: Stack, units: int, every_s: float, seconds: float) -> Liv
     config = client_config(KafkaSettings(bootstrap=stack.kafka, security="PLAINTEXT")) | {"partitioner": "murmur2_random"}
     await asyncio.to_thread(put_on_duty, Producer(config | {"linger.ms": 20}), units)
     going, messages, taken = walking(units), reports(units), 0
-    process = psutil.Process(process_named(stack, "location-a").pid)
+    pid = process_named(stack, "location-a").pid
 
     async def report(door: Reporter, batch: Sequence[int]) -> int:
         for number in batch:
@@ -160,9 +159,9 @@ async def _live(stack: Stack, units: int, every_s: float, seconds: float) -> Liv
         tasks += [asyncio.create_task(keep_reporting(door, range(n, units, _DOORS))) for n, door in enumerate(doors)]
         await asyncio.sleep(_WARM_S)
         watch.ages.clear()
-        taken, used, began = 0, sum(process.cpu_times()[:2]), loop_time()
+        taken, used, began = 0, seconds_used(pid), loop_time()
         await asyncio.sleep(seconds)
-        took, cpu = loop_time() - began, sum(process.cpu_times()[:2]) - used
+        took, cpu = loop_time() - began, seconds_used(pid) - used
         for task in tasks:
             task.cancel()
         for failed in await asyncio.gather(*tasks, return_exceptions=True):

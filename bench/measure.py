@@ -1,4 +1,4 @@
-"""Numbers of one measured distance."""
+"""Numbers of one measured distance, and of processor time."""
 
 import contextlib
 from collections.abc import Sequence

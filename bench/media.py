@@ -26,7 +26,7 @@ from sightline.streams.v1 import session_service_pb2 as pb
 from testkit.proxy import Proxy
 from testkit.trial.rig import Rig
 
-from bench.measure import Line, line
+from bench.measure import Line, line, seconds_used
 from tools.desk import fetch_token
 from tools.local import stack as local
 from tools.local.browser import chromium
@@ -143,7 +143,7 @@ async def _percent(stack: Stack, seconds: float) -> float:
     """Processor of all relays, in percent of a core."""
 
     def used() -> float:
-        return sum(times.user + times.system for times in (relay.cpu_times() for relay in _relays(stack)))
+        return sum(seconds_used(relay.pid) for relay in _relays(stack))
 
     before = used()
     await asyncio.sleep(seconds)

@@ -235,7 +235,6 @@ class Picture:
             shown = self._show(unit, now)
             if shown is None:
                 self._leave(name, unit, updates)
-                unit.shown = unit.place = None
                 if not any(abs(now - each.taken_at) < _UNKNOWN_S for each in unit.sources.values()):
                     del self.units[name]
                     forgotten += ((unit, each) for each in unit.sources.values())
@@ -271,6 +270,7 @@ class Picture:
             del there[name]
             if not there:
                 del self._places[unit.place]
+            unit.shown = unit.place = None
 
     def _update(self, place: Place, updates: dict[Place, pb.CellUpdate]) -> pb.CellUpdate:
         found = updates.get(place)

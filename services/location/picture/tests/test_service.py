@@ -34,13 +34,18 @@ def taken(officer: str, step: int) -> Taken:
     return Taken("pd", Source.SOURCE_RADIO, f"radio-{officer}", Holder((officer,), "", "", ""), fix, NOW, NOW - 60 + step, False)
 
 
+def service_of(directory: Directory, database: Database, publisher: Publisher, watch_s: float = 3600.0) -> PictureService:
+    clock, picture = SystemClock(), Picture(directory, lambda _: Privacy(idle_resolution=15))
+    audit = Audit("location", AUDIT_RECORD, database, publisher, clock)
+    return PictureService(database, Store(), picture, device_key, audit, clock, watch_s)
+
+
 @pytest_asyncio.fixture(loop_scope="session")
 async def service(database: Database, publisher: Publisher) -> PictureService:
-    directory, clock = Directory(7200), SystemClock()
+    directory = Directory(7200)
     for officer in OFFICERS:
         directory.learn_duty(f"radio-{officer}", "pd", 1, [Interval(0, float("inf"), officer, "", (), "")], NOW)
-    picture = Picture(directory, lambda _: Privacy(idle_resolution=15))
-    return PictureService(database, Store(), picture, device_key, Audit("location", AUDIT_RECORD, database, publisher, clock), clock)
+    return service_of(directory, database, publisher)
 
 
 async def step(service: PictureService, number: int) -> None:
@@ -116,9 +121,7 @@ async def test_what_is_flushed_is_the_map_after_a_restart(service: PictureServic
 
 
 async def test_a_watch_ends_after_its_time_although_nothing_happens(database: Database, publisher: Publisher) -> None:
-    clock, picture = SystemClock(), Picture(Directory(7200), lambda _: Privacy())
-    audit = Audit("location", AUDIT_RECORD, database, publisher, clock)
-    watching = PictureService(database, Store(), picture, device_key, audit, clock, watch_s=0.05).watch(DESK, None)
+    watching = service_of(Directory(7200), database, publisher, watch_s=0.05).watch(DESK, None)
     assert (await read(watching))[1].complete
     with pytest.raises(Unavailable, match="connect again"):
         await read(watching)
@@ -160,30 +163,28 @@ async def test_what_happens_while_a_watch_is_recorded_is_not_missed(service: Pic
 
 
 async def test_who_goes_off_duty_is_not_kept_for_the_next_start(database: Database, publisher: Publisher) -> None:
-    clock, directory = SystemClock(), Directory(7200)
-    audit = Audit("location", AUDIT_RECORD, database, publisher, clock)
-    service = PictureService(database, Store(), Picture(directory, lambda _: Privacy()), device_key, audit, clock)
+    directory = Directory(7200)
+    service = service_of(directory, database, publisher)
     shift = Interval(0, float("inf"), "o-009", "", (), "")
     directory.learn_duty("radio-o-009", "pd", 1, [shift], NOW)
     key = device_key("pd", Source.SOURCE_RADIO, "radio-o-009")
     service.take(key, b"record", taken("o-009", 0))
-    await service.turn()
-    service._picture.look_at(directory.learn_duty("radio-o-009", "pd", 2, [shift._replace(end=NOW - 1)], NOW))
+    directory.learn_duty("radio-o-009", "pd", 2, [shift._replace(end=NOW - 1)], NOW)
     await service.turn()
     await service.flush()
     assert key not in dict((await service.newest())[0])
     # Who is back before the next flush is kept.
+    service.take(key, b"record", taken("o-009", 0))
+    await service.turn()
     directory.learn_duty("radio-o-009", "pd", 3, [shift], NOW)
     service.take(key, b"again", taken("o-009", 1))
-    await service.turn()
     await service.flush()
     assert dict((await service.newest())[0])[key] == b"again"
 
 
 async def test_a_radio_that_goes_from_hand_to_hand_is_kept_for_who_has_it_now(database: Database, publisher: Publisher) -> None:
-    clock, directory = SystemClock(), Directory(7200)
-    audit = Audit("location", AUDIT_RECORD, database, publisher, clock)
-    service = PictureService(database, Store(), Picture(directory, lambda _: Privacy()), device_key, audit, clock)
+    directory = Directory(7200)
+    service = service_of(directory, database, publisher)
     key, first, second = device_key("pd", Source.SOURCE_RADIO, "radio-h"), taken("o-010", 0), taken("o-011", 1)
     anna, bert = Interval(0, float("inf"), "o-010", "", (), ""), Interval(NOW + 0.5, float("inf"), "o-011", "", (), "")
     directory.learn_duty("radio-h", "pd", 1, [anna], NOW)
@@ -198,9 +199,8 @@ async def test_a_radio_that_goes_from_hand_to_hand_is_kept_for_who_has_it_now(da
 
 
 async def test_a_camera_of_two_is_kept_when_one_of_them_goes(database: Database, publisher: Publisher) -> None:
-    clock, directory = SystemClock(), Directory(7200)
-    audit = Audit("location", AUDIT_RECORD, database, publisher, clock)
-    service = PictureService(database, Store(), Picture(directory, lambda _: Privacy()), device_key, audit, clock)
+    directory = Directory(7200)
+    service = service_of(directory, database, publisher)
     shifts = [Interval(0, float("inf"), officer, "", ("cam-s",), "") for officer in ("o-012", "o-013")]
     for number, shift in enumerate(shifts):
         directory.learn_duty(f"radio-{number}", "pd", 1, [shift], NOW)
