@@ -6,14 +6,13 @@ Machines are known by mTLS; a person's token travels as `authorization: Bearer â
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import protovalidate
 from cryptography import x509
 from google.protobuf.message import Message as Protobuf
 from google.rpc import error_details_pb2, status_pb2
@@ -23,7 +22,7 @@ from sightline.audit.v1.record_pb2 import AuditOutcome
 from sightline.common.v1.actor_pb2 import Actor
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
-from chassis import telemetry
+from chassis import intake, telemetry
 from chassis.audit import Audit, Entry
 from chassis.errors import (
     REASON_PREFIX,
@@ -43,7 +42,8 @@ from chassis.names import PLATFORM
 from chassis.settings import RpcSettings
 
 ERROR_DOMAIN = "sightline"
-MAX_REQUEST = 64 * 1024
+# A press may come with very many fields of a newer release.
+MAX_REQUEST = 256 * 1024
 # The transport's own limit lies higher, so that what is too large still gets a documented answer.
 _MAX_TRANSPORT = 4 * 1024 * 1024
 _AGE_GRACE_MS = 2000
@@ -75,11 +75,15 @@ _CHANNEL_OPTIONS = [
 
 @dataclass(frozen=True)
 class Allowed:
-    """Who may call a method: machines of these kinds by themselves, people of these roles through one of the desks."""
+    """Who may call a method: machines of these kinds by themselves, people of these roles through one of the desks.
+
+    With `identity` only these fields of the request can make it be refused; what is wrong with others is left out, see `ignored`.
+    """
 
     machines: frozenset[str]
     roles: frozenset[str] = frozenset()
     desks: frozenset[str] = frozenset()
+    identity: frozenset[str] | None = None
 
 
 @dataclass
@@ -112,6 +116,14 @@ _caller: ContextVar[Caller] = ContextVar("caller")  # gRPC runs every call in a 
 def caller() -> Caller:
     """The authenticated caller of the call that is being handled."""
     return _caller.get()
+
+
+_ignored: ContextVar[tuple[str, ...]] = ContextVar("ignored", default=())
+
+
+def ignored() -> tuple[str, ...]:
+    """Paths of the fields that were left out of the request that is being handled."""
+    return _ignored.get()
 
 
 class _Malformed:
@@ -197,7 +209,10 @@ async def _require_deadline(call: Call) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _validate(call: Call) -> AsyncIterator[None]:
-    if call.request is not None:
+    allowed = call.server.allowed.get(call.method)
+    if call.request is not None and allowed and allowed.identity is not None:
+        _ignored.set(tuple(settle(call.request, allowed.identity)))
+    elif call.request is not None:
         check(call.request)
     yield
 
@@ -215,17 +230,21 @@ INTERCEPTORS: Sequence[Callable[[Call], AbstractAsyncContextManager[None]]] = (
 
 def check(request: Any) -> None:
     """Raise InvalidRequest unless the message keeps the rules of its schema."""
+    require_readable(request)
+    if broken := intake.violations(request):
+        raise intake.invalid(broken)
+
+
+def settle(request: Any, identity: Collection[str]) -> list[str]:
+    """Leave out whatever breaks a rule of the schema and return its paths; InvalidRequest if bytes or identity are wrong."""
+    require_readable(request)
+    return intake.settle(request, identity)
+
+
+def require_readable(request: Any) -> None:
+    """Raise what is wrong with a message whose bytes could not be read."""
     if isinstance(request, _Malformed):
         raise request.error
-    found = protovalidate.collect_violations(request)
-    if found:
-        broken = {_field_path(v.proto): v.proto.message or v.proto.rule_id for v in found}
-        text = "; ".join(f"{name or 'request'}: {what}" for name, what in broken.items())
-        raise InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, text, violations=broken)
-
-
-def _field_path(violation: Any) -> str:
-    return ".".join(element.field_name for element in violation.field.elements) if violation.field else ""
 
 
 def _status(error: SightlineError) -> status_pb2.Status:

@@ -8,8 +8,9 @@ from chassis.rpc import Allowed
 _DESKS = frozenset({"console", "cli"})
 
 
-def _machines(*kinds: str) -> Allowed:
-    return Allowed(frozenset(kinds))
+def _machines(*kinds: str, identity: tuple[str, ...] | None = None) -> Allowed:
+    """`identity`: a life hangs on these messages, and nothing but these fields can make one be refused."""
+    return Allowed(frozenset(kinds), identity=None if identity is None else frozenset(identity))
 
 
 def _people(*roles: str, also: tuple[str, ...] = ()) -> Allowed:
@@ -41,17 +42,18 @@ ALLOWED: Mapping[str, Allowed] = {
     _REGISTRY + "ListOfficers": _people("admin", "supervisor", "analyst"),
     _REGISTRY + "ResolveRadio": _machines("service"),
     _REGISTRY + "ResolveOfficer": _machines("service"),
-    _EMERGENCY + "RaiseAlarm": _machines("gateway", "cad"),
-    _EMERGENCY + "CancelAlarm": _machines("gateway", "cad"),
+    _EMERGENCY + "RaiseAlarm": _machines("gateway", "cad", identity=("radio",)),
+    _EMERGENCY + "CancelAlarm": _machines("gateway", "cad", identity=("radio",)),
     _EMERGENCY + "Acknowledge": _people("supervisor", "analyst"),
     _EMERGENCY + "Clear": _people("supervisor"),
     _EMERGENCY + "BindSubject": _people("supervisor", "analyst"),
+    _EMERGENCY + "MarkNotInvolved": _people("supervisor"),
     _EMERGENCY + "GetEmergency": _people("supervisor", "analyst", "auditor", also=("service", "cad")),
     _EMERGENCY + "ListEmergencies": _people("supervisor", "analyst", "auditor", also=("service",)),
     _EMERGENCY + "ScanOpenEmergencies": _machines("service"),
     _EMERGENCY + "WatchEmergencies": _people("supervisor", "analyst"),
     "/sightline.streams.v1.CameraLinkService/Connect": _machines("camera"),
-    _RELAY + "Report": _machines("service"),
+    _RELAY + "Report": _machines("service", identity=("relay_id", "ingest_url", "view_url")),
     _RELAY + "Admit": _machines("service"),
     _RELAY + "Redeem": _machines("service"),
     _RELAY + "Renew": _machines("service"),

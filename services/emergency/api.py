@@ -8,10 +8,11 @@ from typing import Any
 
 from chassis import telemetry
 from chassis.bus import TRANSIENT
-from chassis.clock import Clock
+from chassis.clock import Clock, stamp
 from chassis.errors import Unavailable
+from chassis.names import is_uuid, readable
 from chassis.paging import page_cursor, page_token
-from chassis.rpc import caller
+from chassis.rpc import caller, ignored
 from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.activation.v1.activation_pb2 import ActivationResult
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
@@ -20,7 +21,7 @@ from sightline.emergency.v1 import emergency_service_pb2 as pb
 from sightline.emergency.v1.emergency_service_pb2_grpc import EmergencyServiceServicer
 
 from services.emergency.events import from_radio, to_emergency
-from services.emergency.model import Disposition, Place, Press, Status, press_keys, read_clocks
+from services.emergency.model import Disposition, Place, Press, Status, press_names, read_clocks
 from services.emergency.service import EmergencyService, Seen, Viewed, who_of
 
 _DEFAULT_PAGE, _SCAN_PAGE = 50, 2000
@@ -30,6 +31,8 @@ _LOOK_EVERY_S, _REST_S = 0.2, 0.04
 _JUST_NOW, _LATELY = timedelta(seconds=3), timedelta(minutes=1)
 _LOOK_AT_ALL_EVERY_S = 1.0
 _WATCHERS_AT_MOST = 1000
+_ALIAS, _NOTE = 64, 500  # characters at the most
+_ZERO = timedelta(0)
 
 
 class Watchtower:
@@ -70,7 +73,9 @@ class Watchtower:
 
     async def _read(self, *, at_all: bool) -> bool:
         """True if anything has changed; what has long been cleared is forgotten."""
-        found = await self._service.seen(_LATELY if at_all else _JUST_NOW, and_open=at_all)
+        # What we show as open is asked for by name: the commit of its clear may have waited for longer than anything counts as lately.
+        open_here = [key for key, (_, (emergency, _)) in self._shown.items() if emergency.is_open] if at_all else []
+        found = await self._service.seen(_LATELY if at_all else _JUST_NOW, and_open=at_all, also=open_here)
         seen = {each.emergency_id: each for each in found}
         changed = [key for key, each in seen.items() if key not in self._shown or self._shown[key][0].shown != each.shown]
         gone = [key for key in self._shown if key not in seen] if at_all else []
@@ -114,39 +119,50 @@ class EmergencyApi(EmergencyServiceServicer):
 
     async def RaiseAlarm(self, request: pb.RaiseAlarmRequest, context: Any) -> pb.RaiseAlarmResponse:
         """Take one press."""
-        answer = await self._service.raise_alarm(self._press(request))
+        press = self._press(request)
+        answer = await self._service.raise_alarm(press)
         outcome = pb.PressOutcome.Value(f"PRESS_OUTCOME_{answer.outcome}")
-        return pb.RaiseAlarmResponse(emergency_id=answer.emergency_id, version=answer.version, outcome=outcome)
+        return pb.RaiseAlarmResponse(
+            emergency_id=answer.emergency_id, version=answer.version, outcome=outcome, ignored_fields=press.ignored
+        )
 
     def _press(self, request: pb.RaiseAlarmRequest) -> Press:
-        source = _time(request.source_time) if request.HasField("source_time") else None
-        unreadable = request.HasField("source_time") and source is None
-        received, sent, now = _time(request.received_at), _time(request.sent_at), self._clock.now()
-        radio, gateway = from_radio(request.radio), who_of(caller().actor)
-        key, request_key = press_keys(gateway.agency_id, radio, request.request_id, _counter(request))
+        times = {name: _time(getattr(request, name)) for name in ("received_at", "sent_at", "source_time") if request.HasField(name)}
+        waited, gateway, radio = _waited(request), who_of(caller().actor), from_radio(request.radio)
+        alias, alias_is_whole = readable(request.radio_alias, _ALIAS)
         place = request.position
         accuracy = place.accuracy_m if place.HasField("accuracy_m") else None
+        left_out = {
+            **{name: at is None for name, at in times.items()},
+            "waited": waited is None and request.HasField("waited"),
+            "radio_alias": not alias_is_whole,
+        }
+        received, sent, source = (times.get(name) for name in ("received_at", "sent_at", "source_time"))
         return Press(
-            key=key,
-            request_key=request_key,
+            names=press_names(gateway.agency_id, radio, request.request_id, _counter(request), received),
             request_id=request.request_id.lower(),
             radio=radio,
-            clocks=read_clocks(received, sent, source, now, self._service.age_gate, unreadable=unreadable),
+            clocks=read_clocks(
+                received, sent, source, self._clock.now(), self._service.age_gate, waited=waited, unreadable=None in times.values()
+            ),
             status=Status.EXERCISE if request.status == emergency_pb2.ALARM_STATUS_EXERCISE else Status.ACTUAL,
             gateway=gateway,
-            radio_alias=request.radio_alias.replace("\0", ""),  # fixed-width fields come padded; no reason to refuse a press
+            radio_alias=alias,
             talkgroup_id=request.talkgroup_id,
             position=Place(place.latitude, place.longitude, accuracy) if request.HasField("position") else None,
             traceparent=telemetry.traceparent(),
+            ignored=(*ignored(), *(name for name, is_so in left_out.items() if is_so)),
         )
 
     async def CancelAlarm(self, request: pb.CancelAlarmRequest, context: Any) -> pb.CancelAlarmResponse:
         """Note that the wearer took a press back."""
-        radio, named = from_radio(request.radio), request.press_request_id
+        radio, named = from_radio(request.radio), request.press_request_id.lower()
         gateway = who_of(caller().actor)
-        key, _ = press_keys(gateway.agency_id, radio, named, _counter(request))
-        found = await self._service.cancel_alarm(gateway, radio, key, named, request.note)
-        return pb.CancelAlarmResponse(emergency_id=found)
+        note, note_is_whole = readable(request.note, _NOTE)
+        found = await self._service.cancel_alarm(
+            gateway, radio, press_names(gateway.agency_id, radio, named, _counter(request)), named if is_uuid(named) else "", note
+        )
+        return pb.CancelAlarmResponse(emergency_id=found, ignored_fields=[*ignored(), *([] if note_is_whole else ["note"])])
 
     async def Acknowledge(self, request: pb.AcknowledgeRequest, context: Any) -> pb.AcknowledgeResponse:
         """The caller takes the emergency."""
@@ -166,6 +182,13 @@ class EmergencyApi(EmergencyServiceServicer):
         )
         return pb.BindSubjectResponse(emergency=to_emergency(emergency))
 
+    async def MarkNotInvolved(self, request: pb.MarkNotInvolvedRequest, context: Any) -> pb.MarkNotInvolvedResponse:
+        """The caller says that an earlier officer needs no help."""
+        emergency = await self._service.mark_not_involved(
+            caller(), request.emergency_id, request.officer_id, request.note, request.expected_version
+        )
+        return pb.MarkNotInvolvedResponse(emergency=to_emergency(emergency))
+
     async def GetEmergency(self, request: pb.GetEmergencyRequest, context: Any) -> pb.GetEmergencyResponse:
         """One emergency with its activations."""
         emergency, results = await self._service.get(caller(), request.emergency_id)
@@ -183,8 +206,8 @@ class EmergencyApi(EmergencyServiceServicer):
     async def ScanOpenEmergencies(self, request: pb.ScanOpenEmergenciesRequest, context: Any) -> pb.ScanOpenEmergenciesResponse:
         """What is open in all agencies, in short."""
         found = await self._service.scan_open(request.after_emergency_id, _SCAN_PAGE)
-        response = pb.ScanOpenEmergenciesResponse(more=len(found) == _SCAN_PAGE)
         now = self._clock.now()
+        response = pb.ScanOpenEmergenciesResponse(more=len(found) == _SCAN_PAGE, now=stamp(now))
         for each in found:
             short = response.emergencies.add(emergency_id=each.emergency_id, version=each.version, epoch=each.epoch)
             short.epoch_age.FromTimedelta(now - each.epoch_started_at)
@@ -207,6 +230,15 @@ def _time(stamp: Timestamp) -> datetime | None:
         return stamp.ToDatetime(UTC)
     except (ValueError, OverflowError):
         return None
+
+
+def _waited(request: pb.RaiseAlarmRequest) -> timedelta | None:
+    """How long the alarm lay at the gateway; None if it does not say, or nothing that can be."""
+    try:
+        waited = request.waited.ToTimedelta() if request.HasField("waited") else None
+    except (ValueError, OverflowError):
+        return None
+    return waited if waited is not None and waited >= _ZERO else None
 
 
 def _counter(request: pb.RaiseAlarmRequest | pb.CancelAlarmRequest) -> tuple[int, int] | None:

@@ -8,13 +8,14 @@ from chassis.bus import Received, Record, parse
 from chassis.clock import stamp
 from chassis.db import Transaction
 from chassis.errors import PoisonError
+from chassis.names import on_wire
 from contracts.topics import ACTIVATION_RESULT, EMERGENCY_EVENT, radio_key
-from sightline.activation.v1.activation_pb2 import ActivationResult
+from sightline.activation.v1.activation_pb2 import ActivationResult, ActivationState
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.common.v1.radio_pb2 import Position, RadioIdentity
 from sightline.emergency.v1 import emergency_pb2 as pb
 
-from services.emergency.model import Clocks, Emergency, Fact, RadioId, Subject
+from services.emergency.model import Clocks, EarlierOfficer, Emergency, Fact, RadioId, Subject
 from services.emergency.service import EmergencyService, Result
 
 # Results of emergencies older than this are not waited for any more.
@@ -33,7 +34,7 @@ def to_emergency(e: Emergency) -> pb.Emergency:
         agency_id=e.agency_id,
         radio=to_radio(e.radio),
         state=pb.EMERGENCY_STATE_OPEN if e.is_open else pb.EMERGENCY_STATE_CLEARED,
-        status=pb.AlarmStatus.Value(f"ALARM_STATUS_{e.status}"),
+        status=on_wire(pb.AlarmStatus, "ALARM_STATUS", e.status),
         subject=_subject(e.subject),
         clocks=_clocks(e.clocks),
         stale_on_arrival=e.stale_on_arrival,
@@ -47,9 +48,12 @@ def to_emergency(e: Emergency) -> pb.Emergency:
         radio_alias=e.radio_alias,
         talkgroup_id=e.talkgroup_id,
         traceparent=e.traceparent,
+        disposition=on_wire(pb.Disposition, "DISPOSITION", e.disposition),
+        earlier=map(_earlier, e.earlier),
+        subject_conflict=e.subject_conflict,
+        unsettled_press_at=stamp(e.unsettled_press_at),
+        position_at=stamp(e.position_at),
     )
-    if e.disposition:
-        message.disposition = pb.Disposition.Value(f"DISPOSITION_{e.disposition}")
     if e.position:
         place = e.position
         message.position.CopyFrom(Position(latitude=place.latitude, longitude=place.longitude, accuracy_m=place.accuracy_m))
@@ -68,7 +72,7 @@ def from_radio(radio: RadioIdentity) -> RadioId:
 
 def _subject(subject: Subject) -> pb.Subject:
     return pb.Subject(
-        state=pb.SubjectState.Value(f"SUBJECT_STATE_{subject.state}"),
+        state=on_wire(pb.SubjectState, "SUBJECT_STATE", subject.state),
         officer_id=subject.officer_id,
         unit_id=subject.unit_id,
         duty_version=subject.duty_version,
@@ -77,6 +81,16 @@ def _subject(subject: Subject) -> pb.Subject:
         home_agency_id=subject.home_agency_id,
         camera_ids=subject.camera_ids,
         filled_at=stamp(subject.filled_at),
+        bound_at=stamp(subject.bound_at),
+    )
+
+
+def _earlier(officer: EarlierOfficer) -> pb.EarlierOfficer:
+    return pb.EarlierOfficer(
+        officer_id=officer.officer_id,
+        epoch=officer.epoch,
+        superseded=on_wire(pb.Superseded, "SUPERSEDED", officer.superseded),
+        not_involved=_fact(officer.not_involved),
     )
 
 
@@ -90,6 +104,8 @@ def _clocks(clocks: Clocks) -> pb.Clocks:
         clock_suspect=clocks.clock_suspect,
     )
     message.gateway_skew.FromTimedelta(clocks.gateway_skew)
+    if clocks.may_be_older_by is not None:
+        message.may_be_older_by.FromTimedelta(clocks.may_be_older_by)
     return message
 
 
@@ -131,4 +147,6 @@ def _to_result(value: bytes) -> Result:
         raise PoisonError("a result without an emergency") from error
     if not message.version or len(message.camera_id) > _ID:
         raise PoisonError("a result without version, or with an impossible camera")
-    return Result(message.emergency_id, message.epoch, message.camera_id, message.version, value)
+    known = message.state in ActivationState.values()  # a state of a newer release: nothing is known of how it went
+    state = ActivationState.Name(message.state).removeprefix("ACTIVATION_STATE_") if known else ""
+    return Result(message.emergency_id, message.epoch, message.camera_id, message.version, state, value)

@@ -4,15 +4,18 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import LiteralString
 
+from chassis import telemetry
 from chassis.db import Row, Statements, Transaction
 from psycopg.types.json import Jsonb
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from services.emergency.model import KEY_LIFE, Emergency, Fact, Press, RadioId
+from services.emergency.model import KEY_LIFE, Emergency, Fact, Outcome, Press, RadioId, outcome_of
 from services.emergency.service import KnownPress, OpenEmergency, Result, Seen
 
 _EMERGENCY, _FACT = TypeAdapter(Emergency), TypeAdapter(Fact)
-_SEEN: LiteralString = "SELECT emergency_id::text, agency_id, shown FROM emergency WHERE shown_at > now() - %s"
+_SEEN: LiteralString = (
+    "SELECT emergency_id::text, agency_id, shown FROM emergency WHERE shown_at > now() - %s OR emergency_id = ANY(%s::uuid[])"
+)
 
 
 class Store:
@@ -23,12 +26,20 @@ class Store:
         await tx.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [str(radio)])
 
     async def known_press(self, tx: Transaction, press: Press) -> KnownPress | None:
-        """What an equal press was answered: same request, or same counter within the key's life."""
+        """What an equal press was answered. One that an older release took has no identity, and counts for the key's life."""
+        names = press.names
+        if not names.identity:
+            return None
         row = await tx.one(
             "SELECT emergency_id::text, version, outcome FROM press"
-            " WHERE request_key = %s OR (key = %s AND received_at > %s) ORDER BY press_id DESC LIMIT 1",
-            [press.request_key, press.key, press.clocks.platform_received_at - KEY_LIFE],
-        )
+            " WHERE identity = %(identity)s AND (%(lasts)s OR received_at > %(since)s)"
+            " OR identity IS NULL AND key = %(key)s AND request_key = %(request_key)s AND received_at > %(since)s"
+            " ORDER BY press_id DESC LIMIT 1",
+            {
+                "identity": names.identity, "lasts": names.lasts, "key": names.key, "request_key": names.request_key,
+                "since": press.clocks.platform_received_at - KEY_LIFE,
+            },
+        )  # fmt: skip
         return KnownPress(**row) if row else None
 
     async def emergency_of_press(self, tx: Transaction, key: str, since: datetime) -> tuple[Emergency, str] | None:
@@ -39,6 +50,14 @@ class Store:
             [key, key, since],
         )
         return (_EMERGENCY.validate_python(row["document"]), row["key"]) if row else None
+
+    async def outcome(self, tx: Transaction, emergency: Emergency) -> Outcome:
+        """What the present epoch's activations came to, as far as their results have come."""
+        rows = await tx.all(
+            "SELECT coalesce(state, '') AS state FROM activation WHERE emergency_id = %s AND epoch = %s",
+            [emergency.emergency_id, emergency.epoch],
+        )
+        return outcome_of([row["state"] for row in rows])
 
     async def press_of_other_radio(self, tx: Transaction, radio: RadioId, agency_id: str, request_id: str) -> bool:
         """Whether another radio's press, through the same agency, had this request_id."""
@@ -73,7 +92,8 @@ class Store:
     async def update(self, tx: Transaction, emergency: Emergency) -> None:
         """The next version of an emergency that this transaction has locked."""
         done = await tx.execute(
-            "UPDATE emergency SET is_open = %s, version = %s, document = %s, shown = shown + 1, shown_at = now()"
+            # What another release keeps in the document stays in it.
+            "UPDATE emergency SET is_open = %s, version = %s, document = document || %s, shown = shown + 1, shown_at = now()"
             " WHERE emergency_id = %s AND version = %s",
             [emergency.is_open, emergency.version, _document(emergency), emergency.emergency_id, emergency.version - 1],
         )
@@ -83,11 +103,12 @@ class Store:
     async def add_press(self, tx: Transaction, press: Press, answer: KnownPress) -> None:
         """Remember a press and its answer."""
         await tx.execute(
-            "INSERT INTO press (key, request_key, request_id, received_at, emergency_id, version, outcome)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            "INSERT INTO press (identity, key, request_key, request_id, received_at, emergency_id, version, outcome)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
             [
-                press.key,
-                press.request_key,
+                press.names.identity,
+                press.names.key,
+                press.names.request_key,
                 press.request_id,
                 press.clocks.platform_received_at,
                 answer.emergency_id,
@@ -104,7 +125,8 @@ class Store:
 
     async def take_cancel(self, tx: Transaction, press: Press) -> Fact | None:
         """The cancel that waits for this press, by either of its names."""
-        row = await tx.one("DELETE FROM pending_cancel WHERE key IN (%s, %s) RETURNING at, fact", [press.key, press.request_key])
+        names = [press.names.key, press.names.request_key]
+        row = await tx.one("DELETE FROM pending_cancel WHERE key IN (%s, %s) RETURNING at, fact", names)
         since = press.clocks.platform_received_at - KEY_LIFE
         return _FACT.validate_python(row["fact"]) if row and row["at"] > since else None
 
@@ -115,7 +137,7 @@ class Store:
             " AND (%s::uuid IS NULL OR emergency_id < %s) ORDER BY emergency_id DESC LIMIT %s",
             [agency_id, agency_id, is_open, is_open, before or None, before or None, limit],
         )
-        return [_EMERGENCY.validate_python(row["document"]) for row in rows]
+        return _readable(rows)
 
     async def scan_open(self, db: Statements, after: str, limit: int) -> list[OpenEmergency]:
         """What is open, in short, ordered by id, after an id."""
@@ -127,21 +149,22 @@ class Store:
         return [OpenEmergency(**row) for row in rows]
 
     async def unpinned(self, db: Statements, limit: int) -> list[Emergency]:
-        """Open emergencies that wait for the registry's word on who held the radio."""
+        """Open emergencies that wait for the registry's word on who held the radio, at the epoch's press or at a later one."""
         rows = await db.all(
-            "SELECT document FROM emergency WHERE is_open AND document->'subject'->>'state' = 'UNPINNED' ORDER BY emergency_id LIMIT %s",
+            "SELECT document FROM emergency WHERE is_open AND (document->'subject'->>'state' = 'UNPINNED'"
+            " OR document->>'unsettled_press_at' IS NOT NULL) ORDER BY emergency_id LIMIT %s",
             [limit],
         )
-        return [_EMERGENCY.validate_python(row["document"]) for row in rows]
+        return _readable(rows)
 
-    async def seen(self, db: Statements, lately: timedelta, *, and_open: bool) -> list[Seen]:
-        """All that changed lately, and all that is open."""
-        return [Seen(**row) for row in await db.all(_SEEN + (" OR is_open" if and_open else ""), [lately])]
+    async def seen(self, db: Statements, lately: timedelta, *, and_open: bool, also: Sequence[str] = ()) -> list[Seen]:
+        """All that changed lately, all that is open with `and_open`, and some by their ids."""
+        return [Seen(**row) for row in await db.all(_SEEN + (" OR is_open" if and_open else ""), [lately, list(also)])]
 
     async def several(self, db: Statements, ids: Sequence[str]) -> list[Emergency]:
         """Emergencies by id."""
         rows = await db.all("SELECT document FROM emergency WHERE emergency_id = ANY(%s::uuid[]) ORDER BY emergency_id", [list(ids)])
-        return [_EMERGENCY.validate_python(row["document"]) for row in rows]
+        return _readable(rows)
 
     async def results(self, db: Statements, ids: Sequence[str]) -> Mapping[str, list[bytes]]:
         """Activation results by emergency, in order of epoch and camera."""
@@ -156,12 +179,13 @@ class Store:
     async def keep_results(self, db: Statements, results: Sequence[Result]) -> None:
         """Keep those that are newer than what is known, and let watchers see it; given in order of their names."""
         columns = [[r.emergency_id for r in results], [r.epoch for r in results], [r.camera_id for r in results],
-                   [r.version for r in results], [r.content for r in results]]  # fmt: skip
+                   [r.version for r in results], [r.state for r in results], [r.content for r in results]]  # fmt: skip
         # Emergencies are locked in one order, so that two replicas cannot block each other.
         await db.execute(
-            "WITH kept AS (INSERT INTO activation AS a (emergency_id, epoch, camera_id, version, result)"
-            " SELECT * FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::bigint[], %s::bytea[])"
-            " ON CONFLICT (emergency_id, epoch, camera_id) DO UPDATE SET version = excluded.version, result = excluded.result"
+            "WITH kept AS (INSERT INTO activation AS a (emergency_id, epoch, camera_id, version, state, result)"
+            " SELECT * FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::bigint[], %s::text[], %s::bytea[])"
+            " ON CONFLICT (emergency_id, epoch, camera_id) DO UPDATE SET version = excluded.version, state = excluded.state,"
+            " result = excluded.result"
             " WHERE a.version < excluded.version RETURNING emergency_id),"
             " shown AS (SELECT emergency_id FROM emergency WHERE emergency_id IN (SELECT emergency_id FROM kept)"
             " ORDER BY emergency_id FOR UPDATE)"
@@ -179,6 +203,17 @@ class Store:
 
 def _document(emergency: Emergency) -> Jsonb:
     return Jsonb(_EMERGENCY.dump_python(emergency, mode="json"))
+
+
+def _readable(rows: Sequence[Row]) -> list[Emergency]:
+    """One document that cannot be read must not hide the others."""
+    found = []
+    for row in rows:
+        try:
+            found.append(_EMERGENCY.validate_python(row["document"]))
+        except ValidationError as error:
+            telemetry.log().error("an emergency cannot be read", emergency=row["document"].get("emergency_id"), error=str(error))
+    return found
 
 
 def _emergency(row: Row | None) -> Emergency | None:

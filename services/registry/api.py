@@ -108,6 +108,7 @@ class RegistryApi(RegistryServiceServicer):
             response.duty.CopyFrom(to_duty(duty, self._clock.now()))
             if held := duty.at(at):
                 response.held.CopyFrom(to_interval(held))
+                response.held_since.FromDatetime(held.held_since or held.span.start)
         return response
 
     async def ResolveOfficer(self, request: pb.ResolveOfficerRequest, context: Any) -> pb.ResolveOfficerResponse:

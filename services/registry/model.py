@@ -117,13 +117,14 @@ class Hold:
 
 @dataclass(frozen=True)
 class DutyInterval:
-    """A span with one holder of the radio and one set of cameras."""
+    """A span with one holder of the radio and one set of cameras; `held_since` is the start of the whole hold that it is a part of."""
 
     span: Span
     officer_id: str
     unit_id: str
     camera_ids: tuple[str, ...]
     visible_to: str = ""
+    held_since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def intervals(radio: Sequence[Hold], cameras: Sequence[Hold], units: Sequence[Ho
         for start, end in zip(starts, [*starts[1:], hold.span.end], strict=True):
             carried = tuple(h.item for h in cameras if h.officer_id == hold.officer_id and h.span.holds(start))
             unit = next((h.item for h in units if h.officer_id == hold.officer_id and h.span.holds(start)), "")
-            found.append(DutyInterval(Span(start, end), hold.officer_id, unit, carried, hold.visible_to))
+            found.append(DutyInterval(Span(start, end), hold.officer_id, unit, carried, hold.visible_to, hold.span.start))
     return tuple(found)
 
 

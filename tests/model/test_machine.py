@@ -1,8 +1,10 @@
-"""The whole path as one state machine over the pure parts: presses, shifts, cancels, binds, lanes that hear late, twice or
-in the wrong order, cameras that report late or twice. After every step the invariants of the system hold."""
+"""The whole path as one state machine over the pure parts: presses, repeats, shifts, cameras that change hands, cancels, binds, lanes that
+hear late, twice or in the wrong order, cameras that report late or twice. After every step the invariants of the system hold.
+
+What is right is worked out here from who held what when, never from what the code made of it; `test_mutants.py` puts old faults back."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from activation import join
@@ -14,11 +16,13 @@ from sightline.activation.v1.activation_pb2 import ActivationDecision
 from sightline.emergency.v1 import emergency_pb2
 from sightline.registry.v1.duty_pb2 import DutyRecord
 
+from services.emergency import model
 from services.emergency.events import to_emergency
 from services.emergency.model import (
     Disposition,
     Emergency,
     Fact,
+    Holder,
     Press,
     Status,
     Subject,
@@ -36,6 +40,7 @@ from services.streams.model import FINAL, Activation, KnownEmergency, State, act
 GATE = timedelta(seconds=120)
 RADIO = PressedRadio(1, 2, 3)
 OFFICERS = ("anna", "bert")
+CAMERAS = ("cam-1", "cam-2")
 HEARD = st.sampled_from([[], [0], [1], [0, 1]])
 GATEWAY, SUPERVISOR = Who(2, "gateway/g", "pd"), Who(1, "supervisor", "pd")
 
@@ -45,24 +50,39 @@ def _recent(data: st.DataObject, wire: list[bytes]) -> bytes:
     return data.draw(st.sampled_from(wire[:-8:-1]))
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A press as it left the gateway."""
+
+    request: str
+    counter: int
+    at: datetime
+
+
 class Path(RuleBasedStateMachine):
-    """One radio, two officers with a camera each, two lanes."""
+    """One radio, two officers, two cameras, two lanes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = datetime(2026, 11, 21, 12, tzinfo=UTC)
         # registry
         self.radio_holds = [Hold("", "anna", Span(self.now - timedelta(hours=1), None))]
-        self.camera_holds = [Hold(f"cam-{o}", o, Span(self.now - timedelta(days=1), None)) for o in OFFICERS]
+        self.camera_holds = [
+            Hold(camera, officer, Span(self.now - timedelta(days=1), None)) for camera, officer in zip(CAMERAS, OFFICERS, strict=True)
+        ]
         self.duty_version = 1
         self.duty_wire: list[bytes] = []
         # emergency
         self.emergencies: dict[str, Emergency] = {}
         self.presses: dict[str, tuple[Press, str]] = {}
+        self.sent: list[Sent] = []
+        self.answered: dict[str, tuple[str, datetime]] = {}  # emergency of a press's identity
+        self.bound: dict[str, tuple[str, datetime]] = {}  # emergency → whom an operator bound, and when
+        self.heard_states: dict[tuple[str, int], list[str]] = {}
         self.cancels: dict[str, Fact] = {}
         self.event_wire: list[bytes] = []
         self.ever_unpinned = False
-        self.holder_at_press: dict[tuple[str, int], str] = {}
+        self.right_cameras: dict[tuple[str, int], tuple[str, ...]] = {}
         # lanes: newest duty record each, parked event each
         self.duty_seen: list[DutyRecord] = []
         self.decision_wire: list[bytes] = []
@@ -111,17 +131,71 @@ class Path(RuleBasedStateMachine):
         for lane in heard:
             self.duty_seen[lane] = DutyRecord.FromString(self.duty_wire[-1])
 
-    @rule(seconds=st.integers(1, 200))
+    @rule(heard=HEARD)
+    def cameras_change_hands(self, heard: list[int]) -> None:
+        """Each takes the other's camera, as at a shift's end."""
+        self.now += timedelta(microseconds=1)
+        started = max(hold.span.start for hold in self.camera_holds)
+        at = max(self.now, started + timedelta(microseconds=1))
+        ended = [h if h.span.end else replace(h, span=Span(h.span.start, at)) for h in self.camera_holds]
+        taken = [Hold(h.item, next(o for o in OFFICERS if o != h.officer_id), Span(at, None)) for h in self.camera_holds if not h.span.end]
+        self.camera_holds = [*ended, *taken]
+        self._change_duty(heard)
+
+    @rule(seconds=st.sampled_from([1, 4, 6, 60, 130, 3000]))
     def time_passes(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
 
+    def _carried(self, officer: str, at: datetime) -> tuple[str, ...]:
+        return tuple(h.item for h in self.camera_holds if h.officer_id == officer and h.span.holds(at))
+
     # --- presses ---
 
-    def _pin(self, at: datetime) -> Subject:
+    def _holder(self, at: datetime) -> Holder:
+        """What the registry says of the radio."""
         held = self._duty().at(at)
         if held is None:
-            return Subject(SubjectState.NOBODY, duty_version=self.duty_version, home_agency_id="pd")
-        return Subject(SubjectState.HELD, held.officer_id, "", self.duty_version, held.span.start, held.span.end, "pd")
+            return Holder(Subject(SubjectState.NOBODY, duty_version=self.duty_version, home_agency_id="pd"))
+        subject = Subject(SubjectState.HELD, held.officer_id, "", self.duty_version, held.held_since, held.span.end, "pd")
+        return Holder(subject, camera_ids=held.camera_ids)
+
+    def _hold(self, at: datetime) -> Hold | None:
+        """Who held the radio, by the registry's own rows."""
+        return next((hold for hold in self.radio_holds if hold.span.holds(at)), None)
+
+    def _right_officer(self, emergency_id: str, at: datetime) -> str:
+        """Whose a press is: who held the radio, unless an operator bound somebody after that hold began."""
+        hold, bound = self._hold(at), self.bound.get(emergency_id)
+        if bound is None or (hold is not None and hold.span.start > bound[1]):
+            return hold.officer_id if hold else ""
+        return bound[0]
+
+    def _begun(self, there: Emergency, folded: Emergency, at: datetime) -> None:
+        """An epoch has begun with a press: only with cameras of whoever is right, and with an acknowledgement only if it is theirs."""
+        name, officer = (folded.emergency_id, folded.epoch), self._right_officer(folded.emergency_id, at)
+        self.right_cameras[name] = self._carried(officer, at) if officer else ()
+        over = at >= there.activation_expires_at or there.stale_on_arrival
+        settled = there.subject.state != SubjectState.UNPINNED
+        if over or (settled and officer != there.subject.officer_id):
+            assert folded.acknowledged is None, "an acknowledgement outlived what it answered"
+        hold = self._hold(at)
+        if hold is not None and hold.officer_id == officer and self.bound.get(there.emergency_id, ("", at))[1] < hold.span.start:
+            self.bound.pop(there.emergency_id, None)
+
+    def _should_begin(self, there: Emergency, at: datetime) -> bool | None:
+        """Whether a press that the registry answered begins an epoch; None where that depends on what is not known yet."""
+        if there.subject.state == SubjectState.UNPINNED or there.emergency_id in self.bound:
+            return None
+        hold, states = self._hold(at), self.heard_states.get((there.emergency_id, there.epoch), [])
+        if at >= there.activation_expires_at or there.stale_on_arrival:
+            return True
+        if hold is not None and hold.officer_id != there.subject.officer_id:
+            return True
+        if at < there.epoch_started_at + timedelta(seconds=5) or not states or hold is None:
+            return False
+        if all(state in ("REFUSED", "UNREACHABLE", "TIMED_OUT") for state in states):
+            return True
+        return states == ["NO_CAMERA"] and bool(self._carried(hold.officer_id, at))
 
     def _open(self) -> Emergency | None:
         return next((e for e in self.emergencies.values() if e.is_open), None)
@@ -133,47 +207,132 @@ class Path(RuleBasedStateMachine):
         for lane in heard:
             self._hear(lane, self.event_wire[-1], at_once=True)
 
-    @rule(late=st.sampled_from([0, 1, 30, 119, 120, 1500]), registry_answers=st.booleans(), heard=HEARD)
+    @rule(late=st.sampled_from([0, 0, 0, 1, 30, 119, 120, 1500]), registry_answers=st.booleans(), heard=HEARD)
     def press(self, late: int, registry_answers: bool, heard: list[int]) -> None:
-        clocks = read_clocks(self.now - timedelta(seconds=late), self.now, None, self.now, GATE)
-        key = f"press-{len(self.presses)}"
-        press = Press(key, key, key, RADIO, clocks, Status.ACTUAL, GATEWAY)
+        number = len(self.sent)
+        self._send(
+            Sent(f"request-{number}", number + 1, self.now - timedelta(seconds=late)), registry_answers=registry_answers, heard=heard
+        )
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data(), heard=HEARD)
+    def the_gateway_repeats_a_press(self, data: st.DataObject, heard: list[int]) -> None:
+        """However late, it is answered as before."""
+        old = data.draw(st.sampled_from(self.sent[-3:]))
+        count, (_, emergency_id) = len(self.presses), self.presses[f"{old.request}/{old.counter}"]
+        assert self._send(old, registry_answers=True, heard=heard) == emergency_id
+        assert len(self.presses) == count
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data(), heard=HEARD)
+    def a_request_id_comes_with_another_press(self, data: st.DataObject, heard: list[int]) -> None:
+        """A gateway that derives its ids badly, or counts anew: another press all the same."""
+        old = data.draw(st.sampled_from(self.sent[-3:]))
+        self._send(Sent(old.request, 1000 + len(self.sent), self.now), registry_answers=True, heard=heard)
+
+    def _send(self, sent: Sent, *, registry_answers: bool, heard: list[int]) -> str:
+        waited = self.now - sent.at
+        clocks = read_clocks(sent.at, self.now, None, self.now, GATE, waited=waited)
+        names = model.press_names("pd", RADIO, sent.request, (sent.counter, 7), sent.at)
+        is_new = sent not in self.sent
+        if known := self.answered.get(names.identity):
+            assert not is_new, "a press was taken for the repeat of another"
+            if names.lasts or self.now - known[1] < model.KEY_LIFE:
+                return known[0]
+        assert is_new, "a repeat was taken for another press"
+        self.sent.append(sent)
+        press = Press(names, sent.request, RADIO, clocks, Status.ACTUAL, GATEWAY)
         self.ever_unpinned = self.ever_unpinned or not registry_answers
-        subject = self._pin(clocks.press_time) if registry_answers else Subject(SubjectState.UNPINNED)
-        held = self._duty().at(clocks.press_time)
-        cancel = self.cancels.pop(key, None)
+        holder = self._holder(clocks.press_time) if registry_answers else model.NO_WORD
+        emergency_id = self._take(press, holder, heard)
+        self.presses[f"{sent.request}/{sent.counter}"] = press, emergency_id
+        self.answered[names.identity] = emergency_id, self.now
+        return emergency_id
+
+    def _take(self, press: Press, holder: Holder, heard: list[int]) -> str:
+        at, cancel = press.clocks.press_time, self.cancels.pop(press.names.key, None)
         if there := self._open():
-            folded = there.fold(press, subject, GATE, cancel)
+            outcome = model.outcome_of(self.heard_states.get((there.emergency_id, there.epoch), []))
+            should = self._should_begin(there, at) if holder is not model.NO_WORD and not press.is_stale(GATE) else None
+            folded = there.fold(press, holder, GATE, cancel, outcome)
+            if should is not None:
+                assert (folded.epoch > there.epoch) == should, f"epoch {there.epoch}, {outcome}: should begin another: {should}"
             if folded.epoch > there.epoch:
-                bound = folded.subject.state == SubjectState.BOUND
-                self.holder_at_press[folded.emergency_id, folded.epoch] = (
-                    folded.subject.officer_id if bound else held.officer_id if held else ""
-                )
-            self.presses[key] = press, there.emergency_id
+                self._begun(there, folded, at)
             self._keep(folded, heard)
-            return
-        opened = open_emergency(f"e-{len(self.emergencies)}", press, subject, GATE, None, cancel)
-        self.holder_at_press[opened.emergency_id, 1] = held.officer_id if held else ""
-        self.presses[key] = press, opened.emergency_id
+            return there.emergency_id
+        opened = open_emergency(f"e-{len(self.emergencies)}", press, holder.subject, GATE, None, cancel)
+        hold = self._hold(at)
+        self.right_cameras[opened.emergency_id, 1] = self._carried(hold.officer_id, at) if hold else ()
         self._keep(opened, heard)
+        return opened.emergency_id
 
     @precondition(lambda self: self._open())
     @rule()
-    def fill_pin(self) -> None:
+    def the_registry_answers_late(self) -> None:
         there = self._open()
         assert there is not None
-        filled = there.fill(self._pin(there.epoch_started_at), self.now)
-        if filled is not there:
-            self._keep(filled)
+        if there.subject.state == SubjectState.UNPINNED:
+            self._keep(there.fill(self._holder(there.epoch_started_at).subject, self.now))
+            return
+        if (at := there.unsettled_press_at) is None:
+            return
+        officer = there.subject.officer_id
+        is_bound = there.subject.state == SubjectState.BOUND
+        bound = Subject(SubjectState.BOUND, officer, home_agency_id="pd", camera_ids=self._carried(officer, at)) if is_bound else None
+        outcome = model.outcome_of(self.heard_states.get((there.emergency_id, there.epoch), []))
+        settled = there.settle_late(self._holder(at), bound, GATE, outcome)
+        assert settled.unsettled_press_at is None, "a press stays unsettled though the registry has answered"
+        if settled.epoch > there.epoch:
+            self._begun(there, settled, at)
+        self._keep(settled)
 
     @precondition(lambda self: self._open())
     @rule(officer=st.sampled_from(OFFICERS), heard=HEARD)
     def bind(self, officer: str, heard: list[int]) -> None:
         there = self._open()
         assert there is not None
-        bound = there.bind(Subject(SubjectState.BOUND, officer, camera_ids=(f"cam-{officer}",)), self.now, GATE)
-        self.holder_at_press[bound.emergency_id, bound.epoch] = officer
+        cameras = self._carried(officer, self.now)
+        bound = there.bind(Subject(SubjectState.BOUND, officer, home_agency_id="pd", camera_ids=cameras), self.now, GATE, note="heard")
+        assert bound.acknowledged == there.acknowledged, "a bind is no press"
+        self.bound[bound.emergency_id] = officer, self.now
+        self.right_cameras[bound.emergency_id, bound.epoch] = cameras
         self._keep(bound, heard)
+
+    @precondition(lambda self: self._open())
+    @rule(
+        officer=st.sampled_from(OFFICERS), takes=st.sampled_from([*OFFICERS, "", "keeps"]), seconds=st.sampled_from([1, 130]), heard=HEARD
+    )
+    def after_a_bind_things_change_hands_and_somebody_presses(self, officer: str, takes: str, seconds: int, heard: list[int]) -> None:
+        """Nobody held the radio, an operator bound somebody; hours later all is different."""
+        self.bind(officer, heard)
+        self.cameras_change_hands(heard)
+        if takes != "keeps":
+            self.hand_over(takes, heard)
+        self.now += timedelta(seconds=seconds)
+        self.press(0, True, heard)
+        self.the_registry_answers_late()
+        self.streams_reconciles()
+        for name in list(self.activations):
+            self._order(name, refuses=False)
+
+    @precondition(lambda self: self._open())
+    @rule()
+    def acknowledge(self) -> None:
+        there = self._open()
+        assert there is not None
+        acknowledged = there.acknowledge(Fact(SUPERVISOR, self.now))
+        assert acknowledged.acknowledged is not None
+        if acknowledged is not there:
+            self._keep(acknowledged)
+
+    @precondition(lambda self: self.activations)
+    @rule()
+    def outcomes_are_heard_of(self) -> None:
+        """Results come by Kafka: later, or never."""
+        self.heard_states = {}
+        for (emergency_id, epoch, _), a in self.activations.items():
+            self.heard_states.setdefault((emergency_id, epoch), []).append(a.state.value)
 
     @precondition(lambda self: self._open())
     @rule()
@@ -186,7 +345,9 @@ class Path(RuleBasedStateMachine):
 
     @rule()
     def cancel_before_its_press(self) -> None:
-        self.cancels[f"press-{len(self.presses)}"] = Fact(GATEWAY, self.now)
+        number = len(self.sent)
+        names = model.press_names("pd", RADIO, f"request-{number}", (number + 1, 7))
+        self.cancels[names.key] = Fact(GATEWAY, self.now)
 
     @precondition(lambda self: self._open())
     @rule()
@@ -195,7 +356,7 @@ class Path(RuleBasedStateMachine):
         assert there is not None
         self._keep(there.clear(Fact(SUPERVISOR, self.now), Disposition.RESOLVED))
         try:
-            self.emergencies[there.emergency_id].fold(next(iter(self.presses.values()))[0], Subject(SubjectState.NOBODY), GATE)
+            self.emergencies[there.emergency_id].fold(next(iter(self.presses.values()))[0], model.NO_WORD, GATE)
             raise AssertionError("a cleared emergency took a press")
         except SightlineError:
             pass
@@ -223,7 +384,7 @@ class Path(RuleBasedStateMachine):
             # The very record that the pin rests on is always an answer, and never any other.
             if duty.version == e.subject.duty_version:
                 assert decision is not None
-                assert list(decision.camera_ids) == [f"cam-{e.subject.officer_id}"]
+                assert tuple(decision.camera_ids) == self.right_cameras[e.emergency_id, e.epoch]
             assert duty.version >= e.subject.duty_version or decision is None
         if decision is not None:
             self.decision_wire.append(decision.SerializeToString(deterministic=True))
@@ -293,6 +454,19 @@ class Path(RuleBasedStateMachine):
             self.started.append((name[2], name[0], name[1]))
         self.activations[name] = a.answered(State.REFUSED if refuses else State.RECORDING, "", self.now, self.now)
 
+    @precondition(lambda self: self._open())
+    @rule(seconds=st.sampled_from([1, 6]), heard=HEARD)
+    def every_camera_refuses_and_the_wearer_presses_again(self, seconds: int, heard: list[int]) -> None:
+        """Asleep, docked, storage full: all hear of it, and time passes."""
+        self.streams_reconciles()
+        there = self._open()
+        assert there is not None
+        for name in [n for n in self.activations if n[:2] == (there.emergency_id, there.epoch)]:
+            self._order(name, refuses=True)
+        self.outcomes_are_heard_of()
+        self.now += timedelta(seconds=seconds)
+        self.press(0, True, heard)
+
     @precondition(lambda self: self.activations)
     @rule(linked=st.booleans())
     def nobody_says_anything(self, linked: bool) -> None:
@@ -313,7 +487,7 @@ class Path(RuleBasedStateMachine):
     def only_cameras_of_who_held_the_radio_start_and_once(self) -> None:
         assert len(self.started) == len(set(self.started))
         for camera_id, emergency_id, epoch in self.started:
-            assert camera_id == f"cam-{self.holder_at_press[emergency_id, epoch]}"
+            assert camera_id in self.right_cameras[emergency_id, epoch], f"{camera_id} of the wrong officer"
 
     @invariant()
     def a_final_word_has_a_camera_or_a_reason(self) -> None:

@@ -17,11 +17,11 @@ class Board:
         self.changed = asyncio.Event()
         self.shown: dict[str, int] = {}
 
-    async def seen(self, lately: timedelta, *, and_open: bool) -> list[Seen]:
+    async def seen(self, lately: timedelta, *, and_open: bool, also: Sequence[str] = ()) -> list[Seen]:
         return [Seen(key, "pd", shown) for key, shown in self.shown.items()]
 
     async def viewed(self, ids: Sequence[str]) -> list[Viewed]:
-        return [(cast(Any, SimpleNamespace(emergency_id=key)), []) for key in ids]
+        return [(cast(Any, SimpleNamespace(emergency_id=key, is_open=True)), []) for key in ids]
 
 
 async def _next(watch: Any) -> list[str]:

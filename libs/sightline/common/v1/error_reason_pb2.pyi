@@ -49,7 +49,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ALREADY_EXISTS: _ErrorReason.ValueType  # 12
     """A resource of that name exists with other content. ALREADY_EXISTS."""
     ERROR_REASON_DEVICE_HELD: _ErrorReason.ValueType  # 13
-    """Somebody holds the radio or camera during part of that time; metadata `device`. FAILED_PRECONDITION."""
+    """Somebody holds the radio or camera during part of that time; metadata `device` (radio or camera), `device_id`, `holder`, and
+    `since`. FAILED_PRECONDITION.
+    """
     ERROR_REASON_SHIFT_STATE: _ErrorReason.ValueType  # 14
     """The officer is already checked out, or not checked out. FAILED_PRECONDITION."""
     ERROR_REASON_EMERGENCY_CLEARED: _ErrorReason.ValueType  # 15
@@ -80,6 +82,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The recording is deleted, or being deleted. FAILED_PRECONDITION."""
     ERROR_REASON_EMERGENCY_OPEN: _ErrorReason.ValueType  # 28
     """The hold is of an emergency that is still open. FAILED_PRECONDITION."""
+    ERROR_REASON_SUBJECT_SETTLED: _ErrorReason.ValueType  # 29
+    """Whose emergency it is is settled: a supervisor changes that, with a note. FAILED_PRECONDITION."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the `reason` of the google.rpc.ErrorInfo that every refused call carries (domain "sightline").
@@ -113,7 +117,9 @@ ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 11
 ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 12
 """A resource of that name exists with other content. ALREADY_EXISTS."""
 ERROR_REASON_DEVICE_HELD: ErrorReason.ValueType  # 13
-"""Somebody holds the radio or camera during part of that time; metadata `device`. FAILED_PRECONDITION."""
+"""Somebody holds the radio or camera during part of that time; metadata `device` (radio or camera), `device_id`, `holder`, and
+`since`. FAILED_PRECONDITION.
+"""
 ERROR_REASON_SHIFT_STATE: ErrorReason.ValueType  # 14
 """The officer is already checked out, or not checked out. FAILED_PRECONDITION."""
 ERROR_REASON_EMERGENCY_CLEARED: ErrorReason.ValueType  # 15
@@ -144,4 +150,6 @@ ERROR_REASON_RECORDING_DELETED: ErrorReason.ValueType  # 27
 """The recording is deleted, or being deleted. FAILED_PRECONDITION."""
 ERROR_REASON_EMERGENCY_OPEN: ErrorReason.ValueType  # 28
 """The hold is of an emergency that is still open. FAILED_PRECONDITION."""
+ERROR_REASON_SUBJECT_SETTLED: ErrorReason.ValueType  # 29
+"""Whose emergency it is is settled: a supervisor changes that, with a note. FAILED_PRECONDITION."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

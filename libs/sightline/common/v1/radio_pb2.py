@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsightline/common/v1/radio.proto\x12\x13sightline.common.v1\x1a\x1b\x62uf/validate/validate.proto\"d\n\rRadioIdentity\x12\x17\n\x04wacn\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\xff\xff?\x12\x1b\n\tsystem_id\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\xff\x1f\x12\x1d\n\x07unit_id\x18\x03 \x01(\rB\x0c\xbaH\t*\x07\x18\xff\xff\xff\x07(\x01\"\x97\x01\n\x08Position\x12)\n\x08latitude\x18\x01 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80V@)\x00\x00\x00\x00\x00\x80V\xc0\x12*\n\tlongitude\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80\x66@)\x00\x00\x00\x00\x00\x80\x66\xc0\x12%\n\naccuracy_m\x18\x03 \x01(\x02\x42\x0c\xbaH\t\n\x07-\x00\x00\x00\x00@\x01H\x00\x88\x01\x01\x42\r\n\x0b_accuracy_mb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsightline/common/v1/radio.proto\x12\x13sightline.common.v1\x1a\x1b\x62uf/validate/validate.proto\"d\n\rRadioIdentity\x12\x17\n\x04wacn\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\xff\xff?\x12\x1b\n\tsystem_id\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\xff\x1f\x12\x1d\n\x07unit_id\x18\x03 \x01(\rB\x0c\xbaH\t*\x07\x18\xff\xff\xff\x07(\x01\"\xf8\x01\n\x08Position\x12)\n\x08latitude\x18\x01 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80V@)\x00\x00\x00\x00\x00\x80V\xc0\x12*\n\tlongitude\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80\x66@)\x00\x00\x00\x00\x00\x80\x66\xc0\x12(\n\naccuracy_m\x18\x03 \x01(\x02\x42\x0f\xbaH\x0c\n\n\x1d\x00P\xc3G-\x00\x00\x00\x00H\x00\x88\x01\x01:\\\xbaHY\x1aW\n\x05place\x12\x1f\x30/0 is a receiver without a fix\x1a-this.latitude != 0.0 || this.longitude != 0.0B\r\n\x0b_accuracy_mb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,9 +43,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POSITION'].fields_by_name['longitude']._loaded_options = None
   _globals['_POSITION'].fields_by_name['longitude']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\200f@)\000\000\000\000\000\200f\300'
   _globals['_POSITION'].fields_by_name['accuracy_m']._loaded_options = None
-  _globals['_POSITION'].fields_by_name['accuracy_m']._serialized_options = b'\272H\t\n\007-\000\000\000\000@\001'
+  _globals['_POSITION'].fields_by_name['accuracy_m']._serialized_options = b'\272H\014\n\n\035\000P\303G-\000\000\000\000'
+  _globals['_POSITION']._loaded_options = None
+  _globals['_POSITION']._serialized_options = b'\272HY\032W\n\005place\022\0370/0 is a receiver without a fix\032-this.latitude != 0.0 || this.longitude != 0.0'
   _globals['_RADIOIDENTITY']._serialized_start=85
   _globals['_RADIOIDENTITY']._serialized_end=185
   _globals['_POSITION']._serialized_start=188
-  _globals['_POSITION']._serialized_end=339
+  _globals['_POSITION']._serialized_end=436
 # @@protoc_insertion_point(module_scope)

@@ -139,6 +139,30 @@ DISPOSITION_SUPERSEDED_BY_ACTUAL: Disposition.ValueType  # 4
 """A real alarm of the same radio took the place of a drill."""
 Global___Disposition: _TypeAlias = Disposition  # noqa: Y015
 
+class _Superseded:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SupersededEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Superseded.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SUPERSEDED_UNSPECIFIED: _Superseded.ValueType  # 0
+    """Not known."""
+    SUPERSEDED_BY_OPERATOR: _Superseded.ValueType  # 1
+    """A person bound another officer."""
+    SUPERSEDED_BY_HOLDER: _Superseded.ValueType  # 2
+    """Another officer held the radio at a later press."""
+
+class Superseded(_Superseded, metaclass=_SupersededEnumTypeWrapper):
+    """Superseded says what made an officer an earlier one of an emergency."""
+
+SUPERSEDED_UNSPECIFIED: Superseded.ValueType  # 0
+"""Not known."""
+SUPERSEDED_BY_OPERATOR: Superseded.ValueType  # 1
+"""A person bound another officer."""
+SUPERSEDED_BY_HOLDER: Superseded.ValueType  # 2
+"""Another officer held the radio at a later press."""
+Global___Superseded: _TypeAlias = Superseded  # noqa: Y015
+
 @_typing.final
 class Clocks(_message.Message):
     """Clocks keeps the three clocks of a press apart."""
@@ -152,6 +176,7 @@ class Clocks(_message.Message):
     PRESS_TIME_FIELD_NUMBER: _builtins.int
     GATEWAY_SKEW_FIELD_NUMBER: _builtins.int
     CLOCK_SUSPECT_FIELD_NUMBER: _builtins.int
+    MAY_BE_OLDER_BY_FIELD_NUMBER: _builtins.int
     clock_suspect: _builtins.bool
     """One of the clocks cannot be right; the alarm counts all the same."""
     @_builtins.property
@@ -178,6 +203,10 @@ class Clocks(_message.Message):
     def gateway_skew(self) -> _duration_pb2.Duration:
         """gateway_sent_at - platform_received_at: estimated skew of the gateway's clock, transit included."""
 
+    @_builtins.property
+    def may_be_older_by(self) -> _duration_pb2.Duration:
+        """The gateway's two times lie so far apart, and nothing but clocks says so: the press counts as made now, and may be so much older."""
+
     def __init__(
         self,
         *,
@@ -188,10 +217,11 @@ class Clocks(_message.Message):
         press_time: _timestamp_pb2.Timestamp | None = ...,
         gateway_skew: _duration_pb2.Duration | None = ...,
         clock_suspect: _builtins.bool = ...,
+        may_be_older_by: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gateway_received_at", b"gateway_received_at", "gateway_sent_at", b"gateway_sent_at", "gateway_skew", b"gateway_skew", "platform_received_at", b"platform_received_at", "press_time", b"press_time", "source_time", b"source_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gateway_received_at", b"gateway_received_at", "gateway_sent_at", b"gateway_sent_at", "gateway_skew", b"gateway_skew", "may_be_older_by", b"may_be_older_by", "platform_received_at", b"platform_received_at", "press_time", b"press_time", "source_time", b"source_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_suspect", b"clock_suspect", "gateway_received_at", b"gateway_received_at", "gateway_sent_at", b"gateway_sent_at", "gateway_skew", b"gateway_skew", "platform_received_at", b"platform_received_at", "press_time", b"press_time", "source_time", b"source_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_suspect", b"clock_suspect", "gateway_received_at", b"gateway_received_at", "gateway_sent_at", b"gateway_sent_at", "gateway_skew", b"gateway_skew", "may_be_older_by", b"may_be_older_by", "platform_received_at", b"platform_received_at", "press_time", b"press_time", "source_time", b"source_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -212,6 +242,7 @@ class Subject(_message.Message):
     HOME_AGENCY_ID_FIELD_NUMBER: _builtins.int
     CAMERA_IDS_FIELD_NUMBER: _builtins.int
     FILLED_AT_FIELD_NUMBER: _builtins.int
+    BOUND_AT_FIELD_NUMBER: _builtins.int
     state: Global___SubjectState.ValueType
     """How well it is known."""
     officer_id: _builtins.str
@@ -224,7 +255,7 @@ class Subject(_message.Message):
     """The agency that owns the radio; empty if unknown."""
     @_builtins.property
     def held_from(self) -> _timestamp_pb2.Timestamp:
-        """Start of the interval in which the officer held the radio."""
+        """Since when the officer has held the radio."""
 
     @_builtins.property
     def held_to(self) -> _timestamp_pb2.Timestamp:
@@ -232,11 +263,15 @@ class Subject(_message.Message):
 
     @_builtins.property
     def camera_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Cameras to start; only of a bound subject."""
+        """Cameras to start; only of a bound subject, looked up anew for each epoch."""
 
     @_builtins.property
     def filled_at(self) -> _timestamp_pb2.Timestamp:
         """When the registry's answer came, if that was after the acceptance; until then the subject was unpinned."""
+
+    @_builtins.property
+    def bound_at(self) -> _timestamp_pb2.Timestamp:
+        """When the operator bound the officer; only of a bound subject. Who takes the radio later and presses is believed before this."""
 
     def __init__(
         self,
@@ -250,14 +285,53 @@ class Subject(_message.Message):
         home_agency_id: _builtins.str = ...,
         camera_ids: _abc.Iterable[_builtins.str] | None = ...,
         filled_at: _timestamp_pb2.Timestamp | None = ...,
+        bound_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filled_at", b"filled_at", "held_from", b"held_from", "held_to", b"held_to"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bound_at", b"bound_at", "filled_at", b"filled_at", "held_from", b"held_from", "held_to", b"held_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_ids", b"camera_ids", "duty_version", b"duty_version", "filled_at", b"filled_at", "held_from", b"held_from", "held_to", b"held_to", "home_agency_id", b"home_agency_id", "officer_id", b"officer_id", "state", b"state", "unit_id", b"unit_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound_at", b"bound_at", "camera_ids", b"camera_ids", "duty_version", b"duty_version", "filled_at", b"filled_at", "held_from", b"held_from", "held_to", b"held_to", "home_agency_id", b"home_agency_id", "officer_id", b"officer_id", "state", b"state", "unit_id", b"unit_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Subject: _TypeAlias = Subject  # noqa: Y015
+
+@_typing.final
+class EarlierOfficer(_message.Message):
+    """EarlierOfficer was an emergency's subject, and may need help still. His or her camera may be watched until a supervisor
+    says that the officer is not involved; the recording goes on in any case.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFICER_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_FIELD_NUMBER: _builtins.int
+    NOT_INVOLVED_FIELD_NUMBER: _builtins.int
+    officer_id: _builtins.str
+    """The officer."""
+    epoch: _builtins.int
+    """The last epoch that was about the officer."""
+    superseded: Global___Superseded.ValueType
+    """What made him or her an earlier one."""
+    @_builtins.property
+    def not_involved(self) -> Global___Fact:
+        """A supervisor said that the officer is not involved: nobody watches because of this emergency. Unset until then."""
+
+    def __init__(
+        self,
+        *,
+        officer_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        superseded: Global___Superseded.ValueType = ...,
+        not_involved: Global___Fact | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["not_involved", b"not_involved"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "not_involved", b"not_involved", "officer_id", b"officer_id", "superseded", b"superseded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EarlierOfficer: _TypeAlias = EarlierOfficer  # noqa: Y015
 
 @_typing.final
 class Fact(_message.Message):
@@ -323,13 +397,17 @@ class Emergency(_message.Message):
     TALKGROUP_ID_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    EARLIER_FIELD_NUMBER: _builtins.int
+    SUBJECT_CONFLICT_FIELD_NUMBER: _builtins.int
+    UNSETTLED_PRESS_AT_FIELD_NUMBER: _builtins.int
+    POSITION_AT_FIELD_NUMBER: _builtins.int
     emergency_id: _builtins.str
     """UUID version 7."""
     version: _builtins.int
     """Dense from 1; raised by every change. Readers drop what is not newer."""
     epoch: _builtins.int
-    """1 at opening, raised by a bind, and by a press when the present epoch can start no camera any more or somebody else
-    holds the radio. Decisions, activations and orders name (emergency, epoch).
+    """1 at opening, raised by a bind, and by a press when the present epoch can start no camera any more, has started none, or
+    somebody else holds the radio. Decisions, activations and orders name (emergency, epoch).
     """
     agency_id: _builtins.str
     """The agency that owns the emergency."""
@@ -353,6 +431,8 @@ class Emergency(_message.Message):
     """Talkgroup that the radio was on; 0 if not given."""
     traceparent: _builtins.str
     """W3C trace context of the press that started the epoch, so that its trace goes on whoever joins it."""
+    subject_conflict: _builtins.bool
+    """An operator bound an officer, and somebody else who took the radio since pressed it. A person has to look who needs help."""
     @_builtins.property
     def epoch_started_at(self) -> _timestamp_pb2.Timestamp:
         """The press time of the epoch's press, at which the radio's holder is looked up, or the commit of the bind."""
@@ -379,7 +459,7 @@ class Emergency(_message.Message):
 
     @_builtins.property
     def acknowledged(self) -> Global___Fact:
-        """Somebody took it; unset until then."""
+        """Somebody took it; unset until then, and again when a press begins an epoch for another officer or after the age gate."""
 
     @_builtins.property
     def cleared(self) -> Global___Fact:
@@ -391,7 +471,19 @@ class Emergency(_message.Message):
 
     @_builtins.property
     def position(self) -> _radio_pb2.Position:
-        """Place given with the newest press that had one."""
+        """Place given with the newest press that had a possible one."""
+
+    @_builtins.property
+    def earlier(self) -> _containers.RepeatedCompositeFieldContainer[Global___EarlierOfficer]:
+        """Officers whom earlier epochs were about, in order of time; at most 20."""
+
+    @_builtins.property
+    def unsettled_press_at(self) -> _timestamp_pb2.Timestamp:
+        """Press time of a press whose holder the registry has not named yet: it may still begin an epoch. Unset if there is none."""
+
+    @_builtins.property
+    def position_at(self) -> _timestamp_pb2.Timestamp:
+        """Press time of the press that gave `position`."""
 
     def __init__(
         self,
@@ -420,10 +512,14 @@ class Emergency(_message.Message):
         talkgroup_id: _builtins.int = ...,
         position: _radio_pb2.Position | None = ...,
         traceparent: _builtins.str = ...,
+        earlier: _abc.Iterable[Global___EarlierOfficer] | None = ...,
+        subject_conflict: _builtins.bool = ...,
+        unsettled_press_at: _timestamp_pb2.Timestamp | None = ...,
+        position_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "activation_expires_at", b"activation_expires_at", "cancel_requested", b"cancel_requested", "cleared", b"cleared", "clocks", b"clocks", "epoch_started_at", b"epoch_started_at", "last_press_at", b"last_press_at", "position", b"position", "radio", b"radio", "subject", b"subject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "activation_expires_at", b"activation_expires_at", "cancel_requested", b"cancel_requested", "cleared", b"cleared", "clocks", b"clocks", "epoch_started_at", b"epoch_started_at", "last_press_at", b"last_press_at", "position", b"position", "position_at", b"position_at", "radio", b"radio", "subject", b"subject", "unsettled_press_at", b"unsettled_press_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "activation_expires_at", b"activation_expires_at", "agency_id", b"agency_id", "cancel_requested", b"cancel_requested", "cleared", b"cleared", "clocks", b"clocks", "disposition", b"disposition", "emergency_id", b"emergency_id", "epoch", b"epoch", "epoch_started_at", b"epoch_started_at", "gateway_id", b"gateway_id", "last_press_at", b"last_press_at", "position", b"position", "radio", b"radio", "radio_alias", b"radio_alias", "related_to", b"related_to", "repeat_count", b"repeat_count", "stale_on_arrival", b"stale_on_arrival", "state", b"state", "status", b"status", "subject", b"subject", "talkgroup_id", b"talkgroup_id", "traceparent", b"traceparent", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "activation_expires_at", b"activation_expires_at", "agency_id", b"agency_id", "cancel_requested", b"cancel_requested", "cleared", b"cleared", "clocks", b"clocks", "disposition", b"disposition", "earlier", b"earlier", "emergency_id", b"emergency_id", "epoch", b"epoch", "epoch_started_at", b"epoch_started_at", "gateway_id", b"gateway_id", "last_press_at", b"last_press_at", "position", b"position", "position_at", b"position_at", "radio", b"radio", "radio_alias", b"radio_alias", "related_to", b"related_to", "repeat_count", b"repeat_count", "stale_on_arrival", b"stale_on_arrival", "state", b"state", "status", b"status", "subject", b"subject", "subject_conflict", b"subject_conflict", "talkgroup_id", b"talkgroup_id", "traceparent", b"traceparent", "unsettled_press_at", b"unsettled_press_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

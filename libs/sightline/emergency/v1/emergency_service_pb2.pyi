@@ -76,7 +76,7 @@ Global___PressCounter: _TypeAlias = PressCounter  # noqa: Y015
 
 @_typing.final
 class RaiseAlarmRequest(_message.Message):
-    """RaiseAlarmRequest is one press of an emergency button."""
+    """RaiseAlarmRequest is one press of an emergency button. Only the radio can make it be refused."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -90,25 +90,29 @@ class RaiseAlarmRequest(_message.Message):
     RADIO_ALIAS_FIELD_NUMBER: _builtins.int
     TALKGROUP_ID_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    WAITED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Id of the request (AIP-155), derived by the gateway from what it received, so that a restart repeats it."""
+    """Id of the request (AIP-155), a UUID, derived by the gateway from what it received, so that a restart repeats it. A repeat, however
+    late, has the same request_id and the same counter with its boot epoch, without a counter the same received_at; without
+    either it counts as one for 30 minutes. Any difference makes it another press.
+    """
     status: _emergency_pb2.AlarmStatus.ValueType
-    """Actual or exercise; actual if not given."""
-    radio_alias: _builtins.str
-    """Alias that the radio system shows."""
+    """Actual or exercise; actual if not given, and for a value that is not known."""
+    radio_alias: _builtins.bytes
+    """Alias that the radio system shows, best in UTF-8; other bytes are replaced, and it is cut to 64 characters."""
     talkgroup_id: _builtins.int
-    """Talkgroup that the radio is on."""
+    """Talkgroup that the radio is on, up to 24 bits; 0 if not known."""
     @_builtins.property
     def radio(self) -> _radio_pb2.RadioIdentity:
         """The radio."""
 
     @_builtins.property
     def press(self) -> Global___PressCounter:
-        """The press's number, where there is a counter; it then tells presses apart, else the request_id does."""
+        """The press's number, where there is a counter. Without a request_id it tells presses apart by itself, within 30 minutes."""
 
     @_builtins.property
     def received_at(self) -> _timestamp_pb2.Timestamp:
-        """When the gateway received the alarm, on its own clock."""
+        """When the gateway received the alarm, on its own clock. Without it the press counts as made now, and its clock as suspect."""
 
     @_builtins.property
     def sent_at(self) -> _timestamp_pb2.Timestamp:
@@ -120,7 +124,13 @@ class RaiseAlarmRequest(_message.Message):
 
     @_builtins.property
     def position(self) -> _radio_pb2.Position:
-        """Place of the radio, where known."""
+        """Place of the radio, where known. One that cannot be (0/0 is none) is left out, a place that is known already stays."""
+
+    @_builtins.property
+    def waited(self) -> _duration_pb2.Duration:
+        """How long the alarm lay at the gateway before this request, by a clock that nobody sets (monotonic). Only this can make a press
+        too old to start a camera; two times of a clock that was set in between cannot.
+        """
 
     def __init__(
         self,
@@ -132,13 +142,14 @@ class RaiseAlarmRequest(_message.Message):
         sent_at: _timestamp_pb2.Timestamp | None = ...,
         source_time: _timestamp_pb2.Timestamp | None = ...,
         status: _emergency_pb2.AlarmStatus.ValueType = ...,
-        radio_alias: _builtins.str = ...,
+        radio_alias: _builtins.bytes = ...,
         talkgroup_id: _builtins.int = ...,
         position: _radio_pb2.Position | None = ...,
+        waited: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "press", b"press", "radio", b"radio", "received_at", b"received_at", "sent_at", b"sent_at", "source_time", b"source_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "press", b"press", "radio", b"radio", "received_at", b"received_at", "sent_at", b"sent_at", "source_time", b"source_time", "waited", b"waited"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "press", b"press", "radio", b"radio", "radio_alias", b"radio_alias", "received_at", b"received_at", "request_id", b"request_id", "sent_at", b"sent_at", "source_time", b"source_time", "status", b"status", "talkgroup_id", b"talkgroup_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "press", b"press", "radio", b"radio", "radio_alias", b"radio_alias", "received_at", b"received_at", "request_id", b"request_id", "sent_at", b"sent_at", "source_time", b"source_time", "status", b"status", "talkgroup_id", b"talkgroup_id", "waited", b"waited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -153,22 +164,28 @@ class RaiseAlarmResponse(_message.Message):
     EMERGENCY_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    IGNORED_FIELDS_FIELD_NUMBER: _builtins.int
     emergency_id: _builtins.str
     """The emergency."""
     version: _builtins.int
     """The emergency's version that the press produced."""
     outcome: Global___PressOutcome.ValueType
     """What the press did."""
+    @_builtins.property
+    def ignored_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields of the request that could not be right and were left out, like "position.latitude"; their values changed nothing."""
+
     def __init__(
         self,
         *,
         emergency_id: _builtins.str = ...,
         version: _builtins.int = ...,
         outcome: Global___PressOutcome.ValueType = ...,
+        ignored_fields: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["emergency_id", b"emergency_id", "outcome", b"outcome", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["emergency_id", b"emergency_id", "ignored_fields", b"ignored_fields", "outcome", b"outcome", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,7 +193,7 @@ Global___RaiseAlarmResponse: _TypeAlias = RaiseAlarmResponse  # noqa: Y015
 
 @_typing.final
 class CancelAlarmRequest(_message.Message):
-    """CancelAlarmRequest names the press that is taken back."""
+    """CancelAlarmRequest names the press that is taken back. Only the radio can make it be refused."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -185,9 +202,9 @@ class CancelAlarmRequest(_message.Message):
     PRESS_REQUEST_ID_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     press_request_id: _builtins.str
-    """Else the request_id of the press."""
-    note: _builtins.str
-    """Free text; no NUL."""
+    """Else the request_id of the press. Without either the newest press of the radio's open emergency is meant."""
+    note: _builtins.bytes
+    """Free text, best in UTF-8; other bytes are replaced, and it is cut to 500 characters."""
     @_builtins.property
     def radio(self) -> _radio_pb2.RadioIdentity:
         """The radio that cancels."""
@@ -202,7 +219,7 @@ class CancelAlarmRequest(_message.Message):
         radio: _radio_pb2.RadioIdentity | None = ...,
         press: Global___PressCounter | None = ...,
         press_request_id: _builtins.str = ...,
-        note: _builtins.str = ...,
+        note: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["press", b"press", "radio", b"radio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -219,16 +236,22 @@ class CancelAlarmResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EMERGENCY_ID_FIELD_NUMBER: _builtins.int
+    IGNORED_FIELDS_FIELD_NUMBER: _builtins.int
     emergency_id: _builtins.str
     """Empty while the press has not come; the cancel then waits for it for 30 minutes."""
+    @_builtins.property
+    def ignored_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields of the request that could not be right and were left out."""
+
     def __init__(
         self,
         *,
         emergency_id: _builtins.str = ...,
+        ignored_fields: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["emergency_id", b"emergency_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["emergency_id", b"emergency_id", "ignored_fields", b"ignored_fields"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -357,7 +380,7 @@ class BindSubjectRequest(_message.Message):
     officer_id: _builtins.str
     """The officer, of the emergency's agency."""
     note: _builtins.str
-    """Why; kept with the audit record."""
+    """Why; kept with the audit record. Needed where the subject is settled."""
     expected_version: _builtins.int
     """The version that the caller has seen; VERSION_CONFLICT if it has changed. 0 does not check."""
     def __init__(
@@ -399,6 +422,64 @@ class BindSubjectResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BindSubjectResponse: _TypeAlias = BindSubjectResponse  # noqa: Y015
+
+@_typing.final
+class MarkNotInvolvedRequest(_message.Message):
+    """MarkNotInvolvedRequest names the emergency and an earlier officer of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMERGENCY_ID_FIELD_NUMBER: _builtins.int
+    OFFICER_ID_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
+    emergency_id: _builtins.str
+    """The emergency."""
+    officer_id: _builtins.str
+    """The officer, one of `Emergency.earlier`."""
+    note: _builtins.str
+    """Why; kept with the audit record."""
+    expected_version: _builtins.int
+    """The version that the caller has seen; VERSION_CONFLICT if it has changed. 0 does not check."""
+    def __init__(
+        self,
+        *,
+        emergency_id: _builtins.str = ...,
+        officer_id: _builtins.str = ...,
+        note: _builtins.str = ...,
+        expected_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["emergency_id", b"emergency_id", "expected_version", b"expected_version", "note", b"note", "officer_id", b"officer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarkNotInvolvedRequest: _TypeAlias = MarkNotInvolvedRequest  # noqa: Y015
+
+@_typing.final
+class MarkNotInvolvedResponse(_message.Message):
+    """MarkNotInvolvedResponse returns the emergency."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMERGENCY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def emergency(self) -> _emergency_pb2.Emergency:
+        """The emergency after the call."""
+
+    def __init__(
+        self,
+        *,
+        emergency: _emergency_pb2.Emergency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["emergency", b"emergency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["emergency", b"emergency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarkNotInvolvedResponse: _TypeAlias = MarkNotInvolvedResponse  # noqa: Y015
 
 @_typing.final
 class GetEmergencyRequest(_message.Message):
@@ -576,21 +657,27 @@ class ScanOpenEmergenciesResponse(_message.Message):
 
     EMERGENCIES_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
     more: _builtins.bool
     """There are more: ask again, after the last id of this page."""
     @_builtins.property
     def emergencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpenEmergency]:
         """The open emergencies."""
 
+    @_builtins.property
+    def now(self) -> _timestamp_pb2.Timestamp:
+        """The emergency service's time of this answer, so that a caller can tell how far its own clock is from it."""
+
     def __init__(
         self,
         *,
         emergencies: _abc.Iterable[Global___OpenEmergency] | None = ...,
         more: _builtins.bool = ...,
+        now: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["emergencies", b"emergencies", "more", b"more"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["emergencies", b"emergencies", "more", b"more", "now", b"now"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -60,6 +60,11 @@ class EmergencyServiceStub:
                 request_serializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.BindSubjectRequest.SerializeToString,
                 response_deserializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.BindSubjectResponse.FromString,
                 _registered_method=True)
+        self.MarkNotInvolved = channel.unary_unary(
+                '/sightline.emergency.v1.EmergencyService/MarkNotInvolved',
+                request_serializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.MarkNotInvolvedRequest.SerializeToString,
+                response_deserializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.MarkNotInvolvedResponse.FromString,
+                _registered_method=True)
         self.GetEmergency = channel.unary_unary(
                 '/sightline.emergency.v1.EmergencyService/GetEmergency',
                 request_serializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.GetEmergencyRequest.SerializeToString,
@@ -89,6 +94,7 @@ class EmergencyServiceServicer:
     def RaiseAlarm(self, request, context):
         """RaiseAlarm takes one press. OK means: committed, and it will start the holder's cameras without further help.
         Any other answer means: send the same request again. A repeat is answered like the first.
+        Refused is only what does not say which radio was pressed; any other field that cannot be right is left out and named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,7 +109,8 @@ class EmergencyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Acknowledge(self, request, context):
-        """Acknowledge tells that the caller has taken the emergency. The first one stays; a repeat changes nothing.
+        """Acknowledge tells that the caller has taken the emergency. The first one stays, and a repeat changes nothing, until a press
+        of another officer, or one after the age gate, asks for somebody again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,7 +124,17 @@ class EmergencyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BindSubject(self, request, context):
-        """BindSubject names the officer when the registry could not or was wrong; the officer's cameras start.
+        """BindSubject names the officer when the registry could not; the officer's cameras start. An analyst may settle what is
+        unsettled: nobody, an unknown or another agency's radio, a disputed holder, no camera, or no word of the registry. Changing a
+        settled subject takes a supervisor and a note (SUBJECT_SETTLED); the earlier officer stays visible, see MarkNotInvolved.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MarkNotInvolved(self, request, context):
+        """MarkNotInvolved says that an earlier officer of the emergency needs no help: nobody watches the officer because of it any more.
+        The recording goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +196,11 @@ def add_EmergencyServiceServicer_to_server(servicer, server):
                     servicer.BindSubject,
                     request_deserializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.BindSubjectRequest.FromString,
                     response_serializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.BindSubjectResponse.SerializeToString,
+            ),
+            'MarkNotInvolved': grpc.unary_unary_rpc_method_handler(
+                    servicer.MarkNotInvolved,
+                    request_deserializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.MarkNotInvolvedRequest.FromString,
+                    response_serializer=sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.MarkNotInvolvedResponse.SerializeToString,
             ),
             'GetEmergency': grpc.unary_unary_rpc_method_handler(
                     servicer.GetEmergency,
@@ -337,6 +359,33 @@ class EmergencyService:
             '/sightline.emergency.v1.EmergencyService/BindSubject',
             sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.BindSubjectRequest.SerializeToString,
             sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.BindSubjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MarkNotInvolved(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.emergency.v1.EmergencyService/MarkNotInvolved',
+            sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.MarkNotInvolvedRequest.SerializeToString,
+            sightline_dot_emergency_dot_v1_dot_emergency__service__pb2.MarkNotInvolvedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,17 +36,27 @@ class EmergencyServiceStub:
     RaiseAlarm: _grpc.UnaryUnaryMultiCallable[_emergency_service_pb2.RaiseAlarmRequest, _emergency_service_pb2.RaiseAlarmResponse]
     """RaiseAlarm takes one press. OK means: committed, and it will start the holder's cameras without further help.
     Any other answer means: send the same request again. A repeat is answered like the first.
+    Refused is only what does not say which radio was pressed; any other field that cannot be right is left out and named.
     """
     CancelAlarm: _grpc.UnaryUnaryMultiCallable[_emergency_service_pb2.CancelAlarmRequest, _emergency_service_pb2.CancelAlarmResponse]
     """CancelAlarm tells that the wearer took a press back. It is a fact for dispatch and stops nothing.
     It may come before the press that it names.
     """
     Acknowledge: _grpc.UnaryUnaryMultiCallable[_emergency_service_pb2.AcknowledgeRequest, _emergency_service_pb2.AcknowledgeResponse]
-    """Acknowledge tells that the caller has taken the emergency. The first one stays; a repeat changes nothing."""
+    """Acknowledge tells that the caller has taken the emergency. The first one stays, and a repeat changes nothing, until a press
+    of another officer, or one after the age gate, asks for somebody again.
+    """
     Clear: _grpc.UnaryUnaryMultiCallable[_emergency_service_pb2.ClearRequest, _emergency_service_pb2.ClearResponse]
     """Clear ends the emergency. Viewing ends with it, recording does not."""
     BindSubject: _grpc.UnaryUnaryMultiCallable[_emergency_service_pb2.BindSubjectRequest, _emergency_service_pb2.BindSubjectResponse]
-    """BindSubject names the officer when the registry could not or was wrong; the officer's cameras start."""
+    """BindSubject names the officer when the registry could not; the officer's cameras start. An analyst may settle what is
+    unsettled: nobody, an unknown or another agency's radio, a disputed holder, no camera, or no word of the registry. Changing a
+    settled subject takes a supervisor and a note (SUBJECT_SETTLED); the earlier officer stays visible, see MarkNotInvolved.
+    """
+    MarkNotInvolved: _grpc.UnaryUnaryMultiCallable[_emergency_service_pb2.MarkNotInvolvedRequest, _emergency_service_pb2.MarkNotInvolvedResponse]
+    """MarkNotInvolved says that an earlier officer of the emergency needs no help: nobody watches the officer because of it any more.
+    The recording goes on.
+    """
     GetEmergency: _grpc.UnaryUnaryMultiCallable[_emergency_service_pb2.GetEmergencyRequest, _emergency_service_pb2.GetEmergencyResponse]
     """GetEmergency returns one emergency with the outcomes of its activations."""
     ListEmergencies: _grpc.UnaryUnaryMultiCallable[_emergency_service_pb2.ListEmergenciesRequest, _emergency_service_pb2.ListEmergenciesResponse]
@@ -66,17 +76,27 @@ class EmergencyServiceAsyncStub(EmergencyServiceStub):
     RaiseAlarm: _aio.UnaryUnaryMultiCallable[_emergency_service_pb2.RaiseAlarmRequest, _emergency_service_pb2.RaiseAlarmResponse]  # type: ignore[assignment]
     """RaiseAlarm takes one press. OK means: committed, and it will start the holder's cameras without further help.
     Any other answer means: send the same request again. A repeat is answered like the first.
+    Refused is only what does not say which radio was pressed; any other field that cannot be right is left out and named.
     """
     CancelAlarm: _aio.UnaryUnaryMultiCallable[_emergency_service_pb2.CancelAlarmRequest, _emergency_service_pb2.CancelAlarmResponse]  # type: ignore[assignment]
     """CancelAlarm tells that the wearer took a press back. It is a fact for dispatch and stops nothing.
     It may come before the press that it names.
     """
     Acknowledge: _aio.UnaryUnaryMultiCallable[_emergency_service_pb2.AcknowledgeRequest, _emergency_service_pb2.AcknowledgeResponse]  # type: ignore[assignment]
-    """Acknowledge tells that the caller has taken the emergency. The first one stays; a repeat changes nothing."""
+    """Acknowledge tells that the caller has taken the emergency. The first one stays, and a repeat changes nothing, until a press
+    of another officer, or one after the age gate, asks for somebody again.
+    """
     Clear: _aio.UnaryUnaryMultiCallable[_emergency_service_pb2.ClearRequest, _emergency_service_pb2.ClearResponse]  # type: ignore[assignment]
     """Clear ends the emergency. Viewing ends with it, recording does not."""
     BindSubject: _aio.UnaryUnaryMultiCallable[_emergency_service_pb2.BindSubjectRequest, _emergency_service_pb2.BindSubjectResponse]  # type: ignore[assignment]
-    """BindSubject names the officer when the registry could not or was wrong; the officer's cameras start."""
+    """BindSubject names the officer when the registry could not; the officer's cameras start. An analyst may settle what is
+    unsettled: nobody, an unknown or another agency's radio, a disputed holder, no camera, or no word of the registry. Changing a
+    settled subject takes a supervisor and a note (SUBJECT_SETTLED); the earlier officer stays visible, see MarkNotInvolved.
+    """
+    MarkNotInvolved: _aio.UnaryUnaryMultiCallable[_emergency_service_pb2.MarkNotInvolvedRequest, _emergency_service_pb2.MarkNotInvolvedResponse]  # type: ignore[assignment]
+    """MarkNotInvolved says that an earlier officer of the emergency needs no help: nobody watches the officer because of it any more.
+    The recording goes on.
+    """
     GetEmergency: _aio.UnaryUnaryMultiCallable[_emergency_service_pb2.GetEmergencyRequest, _emergency_service_pb2.GetEmergencyResponse]  # type: ignore[assignment]
     """GetEmergency returns one emergency with the outcomes of its activations."""
     ListEmergencies: _aio.UnaryUnaryMultiCallable[_emergency_service_pb2.ListEmergenciesRequest, _emergency_service_pb2.ListEmergenciesResponse]  # type: ignore[assignment]
@@ -99,6 +119,7 @@ class EmergencyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_emergency_service_pb2.RaiseAlarmResponse, _abc.Awaitable[_emergency_service_pb2.RaiseAlarmResponse]]:
         """RaiseAlarm takes one press. OK means: committed, and it will start the holder's cameras without further help.
         Any other answer means: send the same request again. A repeat is answered like the first.
+        Refused is only what does not say which radio was pressed; any other field that cannot be right is left out and named.
         """
 
     @_abc_1.abstractmethod
@@ -117,7 +138,9 @@ class EmergencyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _emergency_service_pb2.AcknowledgeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_emergency_service_pb2.AcknowledgeResponse, _abc.Awaitable[_emergency_service_pb2.AcknowledgeResponse]]:
-        """Acknowledge tells that the caller has taken the emergency. The first one stays; a repeat changes nothing."""
+        """Acknowledge tells that the caller has taken the emergency. The first one stays, and a repeat changes nothing, until a press
+        of another officer, or one after the age gate, asks for somebody again.
+        """
 
     @_abc_1.abstractmethod
     def Clear(
@@ -133,7 +156,20 @@ class EmergencyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _emergency_service_pb2.BindSubjectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_emergency_service_pb2.BindSubjectResponse, _abc.Awaitable[_emergency_service_pb2.BindSubjectResponse]]:
-        """BindSubject names the officer when the registry could not or was wrong; the officer's cameras start."""
+        """BindSubject names the officer when the registry could not; the officer's cameras start. An analyst may settle what is
+        unsettled: nobody, an unknown or another agency's radio, a disputed holder, no camera, or no word of the registry. Changing a
+        settled subject takes a supervisor and a note (SUBJECT_SETTLED); the earlier officer stays visible, see MarkNotInvolved.
+        """
+
+    @_abc_1.abstractmethod
+    def MarkNotInvolved(
+        self,
+        request: _emergency_service_pb2.MarkNotInvolvedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_emergency_service_pb2.MarkNotInvolvedResponse, _abc.Awaitable[_emergency_service_pb2.MarkNotInvolvedResponse]]:
+        """MarkNotInvolved says that an earlier officer of the emergency needs no help: nobody watches the officer because of it any more.
+        The recording goes on.
+        """
 
     @_abc_1.abstractmethod
     def GetEmergency(

@@ -559,6 +559,7 @@ class CheckOutRequest(_message.Message):
     FROM_FIELD_NUMBER: _builtins.int
     TO_FIELD_NUMBER: _builtins.int
     VISIBLE_TO_FIELD_NUMBER: _builtins.int
+    TAKE_OVER_FIELD_NUMBER: _builtins.int
     officer_id: _builtins.str
     """The officer."""
     unit_id: _builtins.str
@@ -567,6 +568,8 @@ class CheckOutRequest(_message.Message):
     """The group of people that alone may see where the officer is: a plain-clothes or covert assignment. Empty: the agency's
     real-time crime centre may.
     """
+    take_over: _builtins.bool
+    """What is taken here is taken over from whoever still holds it; each is recorded. For a check-in that was forgotten."""
     @_builtins.property
     def radios(self) -> _containers.RepeatedCompositeFieldContainer[_radio_pb2.RadioIdentity]:
         """Radios taken."""
@@ -588,10 +591,11 @@ class CheckOutRequest(_message.Message):
         unit_id: _builtins.str = ...,
         to: _timestamp_pb2.Timestamp | None = ...,
         visible_to: _builtins.str = ...,
+        take_over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_ids", b"camera_ids", "from", b"from", "officer_id", b"officer_id", "radios", b"radios", "to", b"to", "unit_id", b"unit_id", "visible_to", b"visible_to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_ids", b"camera_ids", "from", b"from", "officer_id", b"officer_id", "radios", b"radios", "take_over", b"take_over", "to", b"to", "unit_id", b"unit_id", "visible_to", b"visible_to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -604,22 +608,58 @@ class CheckOutResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DUTY_VERSIONS_FIELD_NUMBER: _builtins.int
+    TAKEN_OVER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def duty_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """One a radio, in the order of the request."""
+
+    @_builtins.property
+    def taken_over(self) -> _containers.RepeatedCompositeFieldContainer[Global___TakenOver]:
+        """What was taken over, one entry a device."""
 
     def __init__(
         self,
         *,
         duty_versions: _abc.Iterable[_builtins.int] | None = ...,
+        taken_over: _abc.Iterable[Global___TakenOver] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duty_versions", b"duty_versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duty_versions", b"duty_versions", "taken_over", b"taken_over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckOutResponse: _TypeAlias = CheckOutResponse  # noqa: Y015
+
+@_typing.final
+class TakenOver(_message.Message):
+    """TakenOver is a hold that the start of another shift ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFICER_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    officer_id: _builtins.str
+    """The officer who held the device."""
+    kind: _builtins.str
+    """"radio" or "camera"."""
+    device_id: _builtins.str
+    """The device: a radio's identity as on its display, or a camera's id."""
+    def __init__(
+        self,
+        *,
+        officer_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        device_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "kind", b"kind", "officer_id", b"officer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakenOver: _TypeAlias = TakenOver  # noqa: Y015
 
 @_typing.final
 class CheckInRequest(_message.Message):
@@ -816,6 +856,7 @@ class ResolveRadioResponse(_message.Message):
     DUTY_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     AGENCY_KNOWN_FIELD_NUMBER: _builtins.int
+    HELD_SINCE_FIELD_NUMBER: _builtins.int
     agency_known: _builtins.bool
     """Whether `agency_id` of the request is registered."""
     @_builtins.property
@@ -826,16 +867,21 @@ class ResolveRadioResponse(_message.Message):
     def held(self) -> _duty_pb2.DutyInterval:
         """The interval of that record that holds the instant; unset if nobody held the radio."""
 
+    @_builtins.property
+    def held_since(self) -> _timestamp_pb2.Timestamp:
+        """With `held`: since when that officer has held the radio, whatever cameras he or she changed meanwhile."""
+
     def __init__(
         self,
         *,
         duty: _duty_pb2.DutyRecord | None = ...,
         held: _duty_pb2.DutyInterval | None = ...,
         agency_known: _builtins.bool = ...,
+        held_since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duty", b"duty", "held", b"held"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duty", b"duty", "held", b"held", "held_since", b"held_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_known", b"agency_known", "duty", b"duty", "held", b"held"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_known", b"agency_known", "duty", b"duty", "held", b"held", "held_since", b"held_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

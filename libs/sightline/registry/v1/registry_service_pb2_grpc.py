@@ -153,7 +153,8 @@ class RegistryServiceServicer:
 
     def CheckOut(self, request, context):
         """CheckOut starts a shift: the officer takes radios and cameras and joins a unit, all at one instant.
-        DEVICE_HELD if somebody else holds one of them during part of that time; then nothing changes.
+        DEVICE_HELD, with the device and its holder, if somebody holds one of them during part of that time; then nothing changes.
+        With `take_over` a hold that began earlier and was never ended, as after a forgotten check-in, ends at the start of this shift.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,7 +51,8 @@ class RegistryServiceStub:
     """
     CheckOut: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CheckOutRequest, _registry_service_pb2.CheckOutResponse]
     """CheckOut starts a shift: the officer takes radios and cameras and joins a unit, all at one instant.
-    DEVICE_HELD if somebody else holds one of them during part of that time; then nothing changes.
+    DEVICE_HELD, with the device and its holder, if somebody holds one of them during part of that time; then nothing changes.
+    With `take_over` a hold that began earlier and was never ended, as after a forgotten check-in, ends at the start of this shift.
     """
     CheckIn: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CheckInRequest, _registry_service_pb2.CheckInResponse]
     """CheckIn ends a shift: all that the officer holds at that instant is given back."""
@@ -85,7 +86,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     CheckOut: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CheckOutRequest, _registry_service_pb2.CheckOutResponse]  # type: ignore[assignment]
     """CheckOut starts a shift: the officer takes radios and cameras and joins a unit, all at one instant.
-    DEVICE_HELD if somebody else holds one of them during part of that time; then nothing changes.
+    DEVICE_HELD, with the device and its holder, if somebody holds one of them during part of that time; then nothing changes.
+    With `take_over` a hold that began earlier and was never ended, as after a forgotten check-in, ends at the start of this shift.
     """
     CheckIn: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CheckInRequest, _registry_service_pb2.CheckInResponse]  # type: ignore[assignment]
     """CheckIn ends a shift: all that the officer holds at that instant is given back."""
@@ -164,7 +166,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.CheckOutResponse, _abc.Awaitable[_registry_service_pb2.CheckOutResponse]]:
         """CheckOut starts a shift: the officer takes radios and cameras and joins a unit, all at one instant.
-        DEVICE_HELD if somebody else holds one of them during part of that time; then nothing changes.
+        DEVICE_HELD, with the device and its holder, if somebody holds one of them during part of that time; then nothing changes.
+        With `take_over` a hold that began earlier and was never ended, as after a forgotten check-in, ends at the start of this shift.
         """
 
     @_abc_1.abstractmethod

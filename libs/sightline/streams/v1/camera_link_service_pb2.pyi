@@ -104,7 +104,9 @@ Global___ConnectResponse: _TypeAlias = ConnectResponse  # noqa: Y015
 
 @_typing.final
 class CameraReport(_message.Message):
-    """CameraReport is the camera's whole state."""
+    """CameraReport is the camera's whole state. No content ends the link: a value that cannot be right is left out, kept as a fault of the
+    camera, and shown.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -122,18 +124,18 @@ class CameraReport(_message.Message):
     sequence: _builtins.int
     """Number of the report since boot; an older one is history, not state."""
     state: Global___CameraState.ValueType
-    """What it is doing."""
+    """What it is doing; a value that is not known counts as unspecified."""
     battery_percent: _builtins.int
     """Charge left in percent."""
     storage_free_percent: _builtins.int
     """Storage left in percent."""
     audio_muted: _builtins.bool
     """The microphone is off."""
-    firmware: _builtins.str
-    """Firmware version."""
+    firmware: _builtins.bytes
+    """Firmware version, best in UTF-8; cut to 64 characters."""
     @_builtins.property
     def handled(self) -> _containers.RepeatedCompositeFieldContainer[Global___HandledOrder]:
-        """All orders handled in the last 30 minutes, across reboots."""
+        """All orders handled in the last 30 minutes, across reboots. Of very many the newest are looked at."""
 
     @_builtins.property
     def device_time(self) -> _timestamp_pb2.Timestamp:
@@ -148,7 +150,7 @@ class CameraReport(_message.Message):
         battery_percent: _builtins.int | None = ...,
         storage_free_percent: _builtins.int | None = ...,
         audio_muted: _builtins.bool = ...,
-        firmware: _builtins.str = ...,
+        firmware: _builtins.bytes = ...,
         handled: _abc.Iterable[Global___HandledOrder] | None = ...,
         device_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...

@@ -111,6 +111,9 @@ class ReportResponse(_message.Message):
 
     OVER_FIELD_NUMBER: _builtins.int
     MUTED_FIELD_NUMBER: _builtins.int
+    IGNORED_FIELD_NUMBER: _builtins.int
+    ignored: _builtins.int
+    """Entries of the report that could not be read and were passed over."""
     @_builtins.property
     def over(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Those that are over, or at another relay: their cameras are cut off here."""
@@ -124,10 +127,11 @@ class ReportResponse(_message.Message):
         *,
         over: _abc.Iterable[_builtins.str] | None = ...,
         muted: _abc.Iterable[_builtins.str] | None = ...,
+        ignored: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["muted", b"muted", "over", b"over"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignored", b"ignored", "muted", b"muted", "over", b"over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

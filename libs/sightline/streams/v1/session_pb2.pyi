@@ -113,6 +113,8 @@ class _GrantEndCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GrantEn
     """Somebody who may took it back."""
     GRANT_END_CAUSE_SESSION_ENDED: _GrantEndCause.ValueType  # 8
     """The session is over."""
+    GRANT_END_CAUSE_NOT_INVOLVED: _GrantEndCause.ValueType  # 9
+    """The emergency is not about the camera's officer, or not any more."""
 
 class GrantEndCause(_GrantEndCause, metaclass=_GrantEndCauseEnumTypeWrapper):
     """GrantEndCause is why a grant is over."""
@@ -135,6 +137,8 @@ GRANT_END_CAUSE_REVOKED: GrantEndCause.ValueType  # 7
 """Somebody who may took it back."""
 GRANT_END_CAUSE_SESSION_ENDED: GrantEndCause.ValueType  # 8
 """The session is over."""
+GRANT_END_CAUSE_NOT_INVOLVED: GrantEndCause.ValueType  # 9
+"""The emergency is not about the camera's officer, or not any more."""
 Global___GrantEndCause: _TypeAlias = GrantEndCause  # noqa: Y015
 
 @_typing.final

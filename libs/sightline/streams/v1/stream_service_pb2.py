@@ -28,7 +28,7 @@ from sightline.activation.v1 import activation_pb2 as sightline_dot_activation_d
 from sightline.streams.v1 import camera_link_service_pb2 as sightline_dot_streams_dot_v1_dot_camera__link__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)sightline/streams/v1/stream_service.proto\x12\x14sightline.streams.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(sightline/activation/v1/activation.proto\x1a.sightline/streams/v1/camera_link_service.proto\"6\n\x14GetActivationRequest\x12\x1e\n\x0c\x65mergency_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xc2\x01\n\x15GetActivationResponse\x12=\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32+.sightline.activation.v1.ActivationDecision\x12:\n\x07results\x18\x02 \x03(\x0b\x32).sightline.activation.v1.ActivationResult\x12\x12\n\ndecided_by\x18\x03 \x01(\t\x12\x1a\n\x12rejected_decisions\x18\x04 \x01(\r\"Q\n\x12ListCamerasRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\"\xe9\x01\n\x0c\x43\x61meraStatus\x12\x11\n\tcamera_id\x18\x01 \x01(\t\x12\x11\n\tagency_id\x18\x02 \x01(\t\x12\x0e\n\x06linked\x18\x03 \x01(\x08\x12-\n\tlinked_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0breported_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x06report\x18\x06 \x01(\x0b\x32\".sightline.streams.v1.CameraReport\x12\x0f\n\x07version\x18\x07 \x01(\x04\"c\n\x13ListCamerasResponse\x12\x33\n\x07\x63\x61meras\x18\x01 \x03(\x0b\x32\".sightline.streams.v1.CameraStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xdd\x01\n\rStreamService\x12h\n\rGetActivation\x12*.sightline.streams.v1.GetActivationRequest\x1a+.sightline.streams.v1.GetActivationResponse\x12\x62\n\x0bListCameras\x12(.sightline.streams.v1.ListCamerasRequest\x1a).sightline.streams.v1.ListCamerasResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)sightline/streams/v1/stream_service.proto\x12\x14sightline.streams.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(sightline/activation/v1/activation.proto\x1a.sightline/streams/v1/camera_link_service.proto\"6\n\x14GetActivationRequest\x12\x1e\n\x0c\x65mergency_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xc2\x01\n\x15GetActivationResponse\x12=\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32+.sightline.activation.v1.ActivationDecision\x12:\n\x07results\x18\x02 \x03(\x0b\x32).sightline.activation.v1.ActivationResult\x12\x12\n\ndecided_by\x18\x03 \x01(\t\x12\x1a\n\x12rejected_decisions\x18\x04 \x01(\r\"Q\n\x12ListCamerasRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\"\x9c\x02\n\x0c\x43\x61meraStatus\x12\x11\n\tcamera_id\x18\x01 \x01(\t\x12\x11\n\tagency_id\x18\x02 \x01(\t\x12\x0e\n\x06linked\x18\x03 \x01(\x08\x12-\n\tlinked_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0breported_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x06report\x18\x06 \x01(\x0b\x32\".sightline.streams.v1.CameraReport\x12\x0f\n\x07version\x18\x07 \x01(\x04\x12\x31\n\x06\x66\x61ults\x18\x08 \x03(\x0b\x32!.sightline.streams.v1.CameraFault\"Y\n\x0b\x43\x61meraFault\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12,\n\x08\x66irst_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x13ListCamerasResponse\x12\x33\n\x07\x63\x61meras\x18\x01 \x03(\x0b\x32\".sightline.streams.v1.CameraStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xdd\x01\n\rStreamService\x12h\n\rGetActivation\x12*.sightline.streams.v1.GetActivationRequest\x1a+.sightline.streams.v1.GetActivationResponse\x12\x62\n\x0bListCameras\x12(.sightline.streams.v1.ListCamerasRequest\x1a).sightline.streams.v1.ListCamerasResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,9 +48,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTCAMERASREQUEST']._serialized_start=472
   _globals['_LISTCAMERASREQUEST']._serialized_end=553
   _globals['_CAMERASTATUS']._serialized_start=556
-  _globals['_CAMERASTATUS']._serialized_end=789
-  _globals['_LISTCAMERASRESPONSE']._serialized_start=791
-  _globals['_LISTCAMERASRESPONSE']._serialized_end=890
-  _globals['_STREAMSERVICE']._serialized_start=893
-  _globals['_STREAMSERVICE']._serialized_end=1114
+  _globals['_CAMERASTATUS']._serialized_end=840
+  _globals['_CAMERAFAULT']._serialized_start=842
+  _globals['_CAMERAFAULT']._serialized_end=931
+  _globals['_LISTCAMERASRESPONSE']._serialized_start=933
+  _globals['_LISTCAMERASRESPONSE']._serialized_end=1032
+  _globals['_STREAMSERVICE']._serialized_start=1035
+  _globals['_STREAMSERVICE']._serialized_end=1256
 # @@protoc_insertion_point(module_scope)

@@ -122,6 +122,7 @@ class CameraStatus(_message.Message):
     REPORTED_AT_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
     camera_id: _builtins.str
     """The camera."""
     agency_id: _builtins.str
@@ -142,6 +143,10 @@ class CameraStatus(_message.Message):
     def report(self) -> _camera_link_service_pb2.CameraReport:
         """The last report; its `handled` list is left out."""
 
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___CameraFault]:
+        """Values of its reports that could not be right, each once, the newest 20; not on the topic."""
+
     def __init__(
         self,
         *,
@@ -152,14 +157,47 @@ class CameraStatus(_message.Message):
         reported_at: _timestamp_pb2.Timestamp | None = ...,
         report: _camera_link_service_pb2.CameraReport | None = ...,
         version: _builtins.int = ...,
+        faults: _abc.Iterable[Global___CameraFault] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["linked_at", b"linked_at", "report", b"report", "reported_at", b"reported_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "camera_id", b"camera_id", "linked", b"linked", "linked_at", b"linked_at", "report", b"report", "reported_at", b"reported_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "camera_id", b"camera_id", "faults", b"faults", "linked", b"linked", "linked_at", b"linked_at", "report", b"report", "reported_at", b"reported_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CameraStatus: _TypeAlias = CameraStatus  # noqa: Y015
+
+@_typing.final
+class CameraFault(_message.Message):
+    """CameraFault is a value of a camera's reports that could not be right and was left out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    FIRST_AT_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Path of the field, like "battery_percent"."""
+    value: _builtins.str
+    """The value as text, at most 64 characters."""
+    @_builtins.property
+    def first_at(self) -> _timestamp_pb2.Timestamp:
+        """When it came first, in platform time."""
+
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        value: _builtins.str = ...,
+        first_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_at", b"first_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "first_at", b"first_at", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CameraFault: _TypeAlias = CameraFault  # noqa: Y015
 
 @_typing.final
 class ListCamerasResponse(_message.Message):

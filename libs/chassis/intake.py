@@ -1,0 +1,94 @@
+"""Identity decides, the rest is taken: of messages that a life hangs on, what breaks a rule of the schema is left out and named.
+
+Refused is only what keeps us from knowing who sent it or whom it is about.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import protovalidate
+from google.protobuf.message import Message
+from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
+
+from chassis.errors import InvalidRequest
+
+# Leaving out one thing may make another one wrong; a schema is not deeper than this.
+_ROUNDS = 8
+
+
+def violations(message: Message) -> Mapping[str, str]:
+    """What breaks a rule of the schema, in words by the path of the field."""
+    return {path_of(each): each.proto.message or each.proto.rule_id for each in protovalidate.collect_violations(message)}
+
+
+def path_of(violation: Any) -> str:
+    """`position.latitude`, or `handled[3].epoch`; empty for a rule of the whole message."""
+    return ".".join(e.field_name + (f"[{e.subscript.value}]" if e.subscript else "") for e in _elements(violation))
+
+
+def _elements(violation: Any) -> list[Any]:
+    return list(violation.proto.field.elements) if violation.proto.field else []
+
+
+def invalid(broken: Mapping[str, str]) -> InvalidRequest:
+    """The refusal that names each field and rule."""
+    text = "; ".join(f"{name or 'request'}: {what}" for name, what in broken.items())
+    return InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, text, violations=broken)
+
+
+def settle(message: Message, identity: Collection[str]) -> list[str]:
+    """Leave out what breaks a rule of the schema; returns the paths of it. InvalidRequest if a field of `identity` does.
+
+    Out goes the smallest part that means something by itself: a value that may be absent, an entry of a list, else the message around it.
+    """
+    left_out: list[str] = []
+    for _ in range(_ROUNDS):
+        found = protovalidate.collect_violations(message)
+        if not found:
+            return list(dict.fromkeys(left_out))
+        refused = {path_of(v): v.proto.message or v.proto.rule_id for v in found if _root(v) in ("", *identity)}
+        if refused:
+            raise invalid(refused)
+        left_out += [path_of(v) for v in found]
+        entries: dict[tuple[int, str], tuple[Message, str, set[int]]] = {}
+        for violation in found:
+            _leave_out(message, _elements(violation), entries)
+        for owner, name, places in entries.values():
+            values = getattr(owner, name)
+            kept = [value for place, value in enumerate(values) if place not in places]
+            del values[:]
+            values.extend(kept)
+    raise invalid(violations(message))
+
+
+def _root(violation: Any) -> str:
+    elements = _elements(violation)
+    return elements[0].field_name if elements else ""
+
+
+def _leave_out(message: Message, path: list[Any], entries: dict[tuple[int, str], tuple[Message, str, set[int]]]) -> None:
+    """Clear the field at the end of the path, the message around it, or note the entry of a list that it is in."""
+    steps = list(_steps(message, path))
+    last, name, _ = steps[-1]
+    if last.DESCRIPTOR.fields_by_name[name].enum_type and path[-1].subscript is None and getattr(last, name):
+        last.ClearField(name)  # unspecified: not known, the most cautious value of every enum
+        return
+    while steps:
+        last, name, place = steps.pop()
+        if place is not None:
+            entries.setdefault((id(last), name), (last, name, set()))[2].add(place)
+            return
+        if last.DESCRIPTOR.fields_by_name[name].has_presence or not steps:
+            last.ClearField(name)
+            return
+        # Without its value the rest of the message would mean something else: a latitude of 0.
+
+
+def _steps(message: Message, path: list[Any]) -> Iterator[tuple[Any, str, int | None]]:
+    """The message, the field and the place in a list at each step of a path."""
+    owner: Any = message
+    for element in path:
+        place = element.subscript.value if element.subscript else None
+        yield owner, element.field_name, place
+        value = getattr(owner, element.field_name)
+        owner = value[place] if place is not None else value
