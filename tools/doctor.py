@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, LiteralString
 
 import psycopg
-from chassis.bus import client_config, topic_differences
+from chassis.bus import Severity, client_config, topic_differences
 from chassis.settings import KafkaSettings
 from confluent_kafka import Consumer, ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec  # type: ignore[attr-defined]
@@ -103,9 +103,9 @@ def _brokers(patient: Patient) -> Iterator[Finding]:
 def _topics(patient: Patient) -> Iterator[Finding]:
     wanted = [each for topic in TOPICS for each in (topic, topic.dlq())]
     differences = list(topic_differences(_admin(patient), wanted))
-    for fatal, text in differences:
+    for severity, text in differences:
         found, _, fix = text.partition(": ")
-        yield Finding(Level.FAILURE if fatal else Level.WARNING, "topic", found, fix)
+        yield Finding(Level.WARNING if severity == Severity.MINOR else Level.FAILURE, "topic", found, fix)
     if not differences:
         yield Finding(Level.OK, "topics", f"all {len(wanted)} as in the table")
 

@@ -58,9 +58,11 @@ async def register(desk: Desk, agency_id: str, members: list[Member]) -> None:
     await asyncio.gather(*map(one, members))
 
 
-async def check_out(desk: Desk, each: Member, ago: timedelta | None = None) -> None:
-    """Start a member's shift, now or some time ago."""
-    request = pb.CheckOutRequest(officer_id=each.officer_id, radios=[each.radio], camera_ids=each.camera_ids, unit_id=each.unit_id)
+async def check_out(desk: Desk, each: Member, ago: timedelta | None = None, *, take_over: bool = False) -> None:
+    """Start a member's shift, now or some time ago; with `take_over` also what somebody still holds."""
+    request = pb.CheckOutRequest(
+        officer_id=each.officer_id, radios=[each.radio], camera_ids=each.camera_ids, unit_id=each.unit_id, take_over=take_over
+    )
     if ago:
         getattr(request, "from").FromDatetime(datetime.now(UTC) - ago)
     await desk.call(desk.registry.CheckOut, request)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -174,6 +175,8 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         "reconnect.backoff.max.ms": 500,
         "socket.keepalive.enable": True,
         "socket.nagle.disable": True,
+        # New partitions are noticed within this time, by groups and by producers; `reader.tail` looks by itself.
+        "topic.metadata.refresh.interval.ms": 30_000,
         "log_level": 2,  # what matters comes through error_cb
         "error_cb": lambda error: telemetry.log().warning("kafka client", error=str(error)),
     }
@@ -331,32 +334,46 @@ class BulkPublisher:
 _VITAL = ("cleanup.policy", "message.timestamp.type")
 
 
-async def check_topics(settings: KafkaSettings, topics: Sequence[Topic]) -> None:
-    """Compare the broker's topics, dead-letter topics included, with the table; Misconfigured tells the fix."""
+class Severity(Enum):
+    """How bad it is that a topic differs from the table."""
+
+    BLOCKS = "nobody can read it, or what is read would be wrong"
+    KEYS_MOVE = "records of one key are in two partitions: a join of two topics goes wrong, whatever reads one by one goes on"
+    MINOR = "worth a look"
+
+
+async def check_topics(settings: KafkaSettings, topics: Sequence[Topic], *, joined: bool = False) -> None:
+    """Compare the broker's topics, dead-letter topics included, with the table; Misconfigured tells the fix.
+
+    A wrong number of partitions keeps only them away who join topics (`joined`).
+    """
     wanted = [t for topic in topics for t in (topic, topic.dlq())]
     problems = await asyncio.to_thread(lambda: list(topic_differences(AdminClient(client_config(settings)), wanted)))
-    for fatal, text in problems:
-        if not fatal:
-            telemetry.log().warning("topic differs", difference=text)
-    if fatal_ones := [text for fatal, text in problems if fatal]:
+    fatal = {Severity.BLOCKS, Severity.KEYS_MOVE} if joined else {Severity.BLOCKS}
+    for severity, text in problems:
+        if severity not in fatal:
+            (telemetry.log().warning if severity == Severity.MINOR else telemetry.log().error)("topic differs", difference=text)
+    if fatal_ones := [text for severity, text in problems if severity in fatal]:
         raise Misconfigured("topics are not as the table in contracts/topics.py says:\n  " + "\n  ".join(fatal_ones))
 
 
-def topic_differences(admin: AdminClient, wanted: Sequence[Topic]) -> Iterator[tuple[bool, str]]:
-    """Every difference between the brokers' topics and the table, and whether it is fatal; blocks."""
+def topic_differences(admin: AdminClient, wanted: Sequence[Topic]) -> Iterator[tuple[Severity, str]]:
+    """Every difference between the brokers' topics and the table; blocks."""
     there = admin.list_topics(timeout=5).topics
     present = []
     for topic in wanted:
         if topic.name not in there:
-            yield True, f"{topic.name} is missing: create it with {topic.partitions} partitions, or run `sightline topics create`"
-        elif (count := len(there[topic.name].partitions)) != topic.partitions:
-            yield True, f"{topic.name} has {count} partitions instead of {topic.partitions}: recreate it; keys would move"
-        else:
-            present.append(topic)
+            text = f"{topic.name} is missing: create it with {topic.partitions} partitions, or run `sightline topics create`"
+            yield Severity.BLOCKS, text
+            continue
+        if (count := len(there[topic.name].partitions)) != topic.partitions:
+            yield Severity.KEYS_MOVE, f"{topic.name} has {count} partitions instead of {topic.partitions}: recreate it; keys would move"
+        present.append(topic)
     asked = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, topic.name) for topic in present]) if present else {}
     for resource, answer in asked.items():
         found = answer.result(timeout=5)
         topic = next(t for t in present if t.name == resource.name)
         for name, value in topic.config().items():
             if (is_value := found[name].value) != value:
-                yield name in _VITAL, f"{topic.name}: {name} is {is_value} instead of {value}: alter the topic's config"
+                text = f"{topic.name}: {name} is {is_value} instead of {value}: alter the topic's config"
+                yield Severity.BLOCKS if name in _VITAL else Severity.MINOR, text

@@ -1,8 +1,9 @@
-"""Time as a dependency."""
+"""Time as a dependency. Clocks of machines are opinions: what decides something is the time of the database, which replicas share."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 
@@ -20,6 +21,55 @@ class SystemClock:
     def now(self) -> datetime:
         """The platform's time, aware, in UTC."""
         return datetime.now(UTC)
+
+
+# A difference that could be the way to the other clock and back is none; one over the second is somebody's alarm.
+CLOCKS_AGREE, SKEW_ALARM = timedelta(milliseconds=100), timedelta(seconds=1)
+
+
+def machine_time() -> datetime:
+    """What this machine's clock says."""
+    return datetime.now(UTC)
+
+
+class Skew:
+    """How far another clock is ahead of ours, as far as asking for its time can tell; zero until it was asked, and while they agree."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta(0)
+
+    def measured(self, asked: datetime, theirs: datetime, answered: datetime) -> None:
+        """It said `theirs` between our `asked` and `answered`."""
+        ahead = theirs - (asked + (answered - asked) / 2)
+        if abs(ahead - self.ahead) > max(CLOCKS_AGREE, (answered - asked) / 2):
+            self.ahead = ahead if abs(ahead) > CLOCKS_AGREE else timedelta(0)
+
+
+class PlatformClock:
+    """The time of the service's database, by this machine's clock and how far that is from it."""
+
+    def __init__(self) -> None:
+        self.database = Skew()
+
+    def now(self) -> datetime:
+        """The platform's time, aware, in UTC."""
+        return machine_time() + self.database.ahead
+
+
+def read_time(timestamp: Timestamp) -> datetime | None:
+    """A stamp as a time; None if it is no time at all."""
+    try:
+        return timestamp.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def read_duration(duration: Duration) -> timedelta | None:
+    """A duration as a difference of times; None if it is none."""
+    try:
+        return duration.ToTimedelta()
+    except (ValueError, OverflowError):
+        return None
 
 
 def stamp(at: datetime | None) -> Timestamp | None:

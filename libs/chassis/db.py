@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, LiteralString, TypeVar
 from weakref import WeakKeyDictionary
@@ -24,11 +25,12 @@ from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 from chassis import telemetry
 from chassis.bus import TRANSIENT, Publisher, Record
+from chassis.clock import machine_time
 from chassis.errors import Unavailable
 from chassis.settings import DatabaseSettings
 
 Row = dict[str, Any]
-_MARK_AFTER_S, _IDLE_S = 0.1, 5.0
+_MARK_AFTER_S, _CHECK_EVERY_S = 0.1, 5.0
 Parameters = Sequence[Any] | Mapping[str, Any]
 T = TypeVar("T")
 
@@ -65,7 +67,7 @@ UPDATE outbox SET claimed_until = now() + interval '2 s'
  WHERE id IN (SELECT id FROM outbox
                WHERE published_at IS NULL AND created_at < now() - interval '300 ms'
                  AND (claimed_until IS NULL OR claimed_until < now())
-               ORDER BY id LIMIT 500 FOR UPDATE SKIP LOCKED)
+               ORDER BY claimed_until NULLS FIRST, id LIMIT 500 FOR UPDATE SKIP LOCKED)
 RETURNING id, topic, key, value, headers
 """
 _FORGET: LiteralString = """
@@ -156,14 +158,15 @@ class Database:
     def __init__(self, settings: DatabaseSettings, schema: str, publisher: Publisher) -> None:
         options = f"-c search_path={schema} -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s"
         parameters = {"connect_timeout": 3, "tcp_user_timeout": 5000, "options": options, "row_factory": dict_row}
+        # Of several hosts the one that takes writes: after a failover the old primary may answer still.
         self._pool = AsyncConnectionPool[psycopg.AsyncConnection[Row]](
-            kwargs=settings.conninfo() | parameters,
+            kwargs={"target_session_attrs": "read-write"} | settings.conninfo() | parameters,
             min_size=2,
             max_size=settings.pool_max,
             timeout=1.0,
             open=False,
             reconnect_timeout=0,
-            check=_check_if_idle,
+            check=_check_now_and_then,
         )
         self._publisher = publisher
         self._publishing: set[asyncio.Task[None]] = set()
@@ -176,6 +179,14 @@ class Database:
             await self._pool.open()
         async with self.statements() as db:
             await db.one("SELECT 1 FROM outbox LIMIT 1")
+
+    async def time(self) -> tuple[datetime, datetime, datetime]:
+        """The database's time, between two times of this machine's clock."""
+        async with self.statements() as db:
+            asked = machine_time()
+            row = await db.one("SELECT clock_timestamp() AS now")
+            answered = machine_time()
+        return asked, row["now"] if row else answered, answered
 
     async def close(self) -> None:
         """Let the last records go out, then disconnect."""
@@ -220,6 +231,8 @@ class Database:
         except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError) as error:
             if not _passes(error):
                 raise
+            if error.sqlstate == _READ_ONLY:
+                await connection.close()  # of a primary that is none any more: it will never take a write
             raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "the database did not commit") from error
         finally:
             await _surely(self._give_back(connection))
@@ -230,7 +243,6 @@ class Database:
             await connection.rollback()
         except psycopg.Error:
             await connection.close()  # the pool makes another
-        _last_used[connection] = time.monotonic()
         await self._pool.putconn(connection)
 
     def _publish_soon(self, ids: list[int], records: list[Record]) -> None:
@@ -274,13 +286,20 @@ class Database:
             await asyncio.sleep(0.3)
 
 
-# A connection that was used a moment ago is not asked whether it lives: that would cost every transaction a round trip.
-_last_used: WeakKeyDictionary[psycopg.AsyncConnection[Row], float] = WeakKeyDictionary()
+# A connection that was asked a moment ago is not asked again whether it is good: that would cost every transaction a round trip.
+_checked: WeakKeyDictionary[psycopg.AsyncConnection[Row], float] = WeakKeyDictionary()
+_READ_ONLY = "25006"
 
 
-async def _check_if_idle(connection: psycopg.AsyncConnection[Row]) -> None:
-    if time.monotonic() - _last_used.get(connection, 0.0) > _IDLE_S:
-        await AsyncConnectionPool.check_connection(connection)
+async def _check_now_and_then(connection: psycopg.AsyncConnection[Row]) -> None:
+    """Raise unless the connection lives and takes writes. One that only reads shows the past: it is of a primary that was one."""
+    if time.monotonic() - _checked.get(connection, 0.0) < _CHECK_EVERY_S:
+        return
+    await connection.set_autocommit(True)
+    row = await (await connection.execute("SELECT current_setting('transaction_read_only') AS it")).fetchone()
+    if row is None or row["it"] != "off":
+        raise psycopg.OperationalError("the server does not take writes any more")
+    _checked[connection] = time.monotonic()
 
 
 def _passes(error: psycopg.Error) -> bool:
@@ -290,7 +309,7 @@ def _passes(error: psycopg.Error) -> bool:
     transaction (25P03); a standby that is not yet the primary (25006).
     """
     state = error.sqlstate
-    return state is None or state[:2] in ("08", "40", "53", "55", "57") or state in ("25P03", "25006")
+    return state is None or state[:2] in ("08", "40", "53", "55", "57") or state in ("25P03", _READ_ONLY)
 
 
 async def _surely(work: Awaitable[T]) -> T:

@@ -3,6 +3,7 @@
 Refused is only what keeps us from knowing who sent it or whom it is about.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from chassis.errors import InvalidRequest
 
 # Leaving out one thing may make another one wrong; a schema is not deeper than this.
 _ROUNDS = 8
+_VALUE = 64  # characters of a value at the most
 
 
 def violations(message: Message) -> Mapping[str, str]:
@@ -36,20 +38,21 @@ def invalid(broken: Mapping[str, str]) -> InvalidRequest:
     return InvalidRequest(Reason.ERROR_REASON_INVALID_FIELD, text, violations=broken)
 
 
-def settle(message: Message, identity: Collection[str]) -> list[str]:
-    """Leave out what breaks a rule of the schema; returns the paths of it. InvalidRequest if a field of `identity` does.
+def settle(message: Message, identity: Collection[str]) -> dict[str, str]:
+    """Leave out what breaks a rule of the schema; returns its values, as text, by their paths. InvalidRequest if `identity` does.
 
     Out goes the smallest part that means something by itself: a value that may be absent, an entry of a list, else the message around it.
     """
-    left_out: list[str] = []
+    left_out: dict[str, str] = {}
     for _ in range(_ROUNDS):
         found = protovalidate.collect_violations(message)
         if not found:
-            return list(dict.fromkeys(left_out))
+            return left_out
         refused = {path_of(v): v.proto.message or v.proto.rule_id for v in found if _root(v) in ("", *identity)}
         if refused:
             raise invalid(refused)
-        left_out += [path_of(v) for v in found]
+        for violation in found:
+            left_out.setdefault(path_of(violation), _as_text(list(_steps(message, _elements(violation)))[-1]))
         entries: dict[tuple[int, str], tuple[Message, str, set[int]]] = {}
         for violation in found:
             _leave_out(message, _elements(violation), entries)
@@ -82,6 +85,12 @@ def _leave_out(message: Message, path: list[Any], entries: dict[tuple[int, str],
             last.ClearField(name)
             return
         # Without its value the rest of the message would mean something else: a latitude of 0.
+
+
+def _as_text(step: tuple[Any, str, int | None]) -> str:
+    owner, name, place = step
+    value = getattr(owner, name) if place is None else getattr(owner, name)[place]
+    return "" if isinstance(value, Message) else re.sub(r"[^ -~]", "?", str(value))[:_VALUE]
 
 
 def _steps(message: Message, path: list[Any]) -> Iterator[tuple[Any, str, int | None]]:

@@ -30,7 +30,7 @@ class KeptEnum(StrEnum):
         if not isinstance(value, str):
             return None
         unknown = str.__new__(cls, value)
-        unknown._name_, unknown._value_ = "UNKNOWN", value
+        unknown._name_ = unknown._value_ = value
         return unknown
 
 

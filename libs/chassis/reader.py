@@ -1,12 +1,13 @@
 """Kafka: `tail` without a group, `consume` with one, dead letters for poison."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from chassis import telemetry
 from chassis.bus import MAX_KEPT, TRANSIENT, Publisher, Received, Record, Topic, client_config
@@ -17,6 +18,7 @@ T = TypeVar("T")
 Handler = Callable[[Received], Awaitable[None]]
 FeedHandler = Callable[[Sequence[Message]], Awaitable[None]]
 BatchHandler = Callable[[Sequence[Received]], Awaitable[None]]
+NEW_PARTITIONS_S = 10.0
 _ATTEMPTS, _BACKOFF_S, _BACKOFF_MAX_S, _BATCH = 3, 0.05, 2.0, 500
 
 
@@ -48,8 +50,12 @@ class Reader:
             positions = await self._find_start(consumer, since)
             await self._off_loop(consumer.assign, positions)
             self._check_caught_up({(p.topic, p.partition): p.offset for p in positions})
+            looked_at = time.monotonic()
             while True:
                 await self._read(consumer, commit=False)
+                if time.monotonic() - looked_at > NEW_PARTITIONS_S:
+                    looked_at = time.monotonic()
+                    await self._off_loop(self._take_new_partitions, consumer)
         finally:
             await self._close(consumer)
 
@@ -63,6 +69,18 @@ class Reader:
                 await self._read(consumer, commit=True)
         finally:
             await self._close(consumer)
+
+    def _take_new_partitions(self, consumer: Consumer) -> None:
+        """Somebody may have added partitions: what is in them was written since, and is read from its beginning."""
+        try:
+            there = {(t.name, n) for t in self._topics for n in consumer.list_topics(t.name, timeout=2).topics[t.name].partitions}
+        except KafkaException as error:
+            telemetry.log().warning("cannot look for new partitions", reader=self.name, error=str(error))
+            return
+        new = there - {(p.topic, p.partition) for p in consumer.assignment()}
+        if new:
+            telemetry.log().warning("reads new partitions", reader=self.name, partitions=sorted(new))
+            consumer.incremental_assign([TopicPartition(topic, number, OFFSET_BEGINNING) for topic, number in sorted(new)])
 
     async def _close(self, consumer: Consumer) -> None:
         await asyncio.shield(self._off_loop(consumer.close))

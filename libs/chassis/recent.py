@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -71,3 +71,30 @@ class Waiting(Generic[K, V]):
     def all(self) -> list[V]:
         """All that wait."""
         return [value for value, _ in self._entries.values()]
+
+
+class Tally(Generic[K]):
+    """Counts what an outsider can repeat as often as it likes: told at once is the first of a minute, of the others their number.
+
+    Only so many keys are told apart; the number of what came on top of them is under None.
+    """
+
+    def __init__(self, at_most: int = 10_000) -> None:
+        self._at_most = at_most
+        self._counts: dict[K | None, tuple[datetime, int]] = {}
+
+    def count(self, key: K, number: int, now: datetime) -> bool:
+        """Count; True if this is the first of its minute, which the caller tells of."""
+        name = key if key in self._counts or len(self._counts) < self._at_most else None
+        is_first = name not in self._counts
+        since, counted = self._counts.get(name, (now, 0))
+        self._counts[name] = since, counted if is_first else counted + number
+        return is_first
+
+    def take(self, now: datetime) -> list[tuple[K | None, int]]:
+        """Minutes that are over, with how much came after what was told at once; each is told once."""
+        over = [key for key, (since, _) in self._counts.items() if now - since >= _MINUTE]
+        return [(key, counted) for key, (_, counted) in ((key, self._counts.pop(key)) for key in over) if counted]
+
+
+_MINUTE = timedelta(minutes=1)

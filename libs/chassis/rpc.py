@@ -30,6 +30,7 @@ from chassis.errors import (
     Changed,
     Forbidden,
     InvalidRequest,
+    Misconfigured,
     NotFound,
     SightlineError,
     TooLarge,
@@ -42,6 +43,8 @@ from chassis.names import PLATFORM
 from chassis.settings import RpcSettings
 
 ERROR_DOMAIN = "sightline"
+# A DNS SAN of every server's certificate, whatever the address that it is reached at.
+SERVER_NAME = "sightline"
 # A press may come with very many fields of a newer release.
 MAX_REQUEST = 256 * 1024
 # The transport's own limit lies higher, so that what is too large still gets a documented answer.
@@ -235,8 +238,8 @@ def check(request: Any) -> None:
         raise intake.invalid(broken)
 
 
-def settle(request: Any, identity: Collection[str]) -> list[str]:
-    """Leave out whatever breaks a rule of the schema and return its paths; InvalidRequest if bytes or identity are wrong."""
+def settle(request: Any, identity: Collection[str]) -> dict[str, str]:
+    """Leave out whatever breaks a rule of the schema and return it by its paths; InvalidRequest if bytes or identity are wrong."""
     require_readable(request)
     return intake.settle(request, identity)
 
@@ -287,8 +290,9 @@ class Server(grpc.aio.ServerInterceptor):
         self.grpc = grpc.aio.server(interceptors=[self], options=options, maximum_concurrent_rpcs=calls_at_most)
 
     async def start(self) -> int:
-        """Listen with TLS, client certificates required; returns the port."""
+        """Listen with TLS, client certificates required; returns the port. Misconfigured if no peer would believe our certificate."""
         s = self.settings
+        require_name(s)
         credentials = grpc.ssl_server_credentials(
             [(s.key_file.read_bytes(), s.cert_file.read_bytes())], s.ca_file.read_bytes(), require_client_auth=True
         )
@@ -365,11 +369,26 @@ def own_identity(settings: RpcSettings) -> Machine:
     return parse_machine(uris, uris[0].removeprefix("spiffe://").partition("/")[0] if uris else "")
 
 
+def require_name(settings: RpcSettings) -> None:
+    """Misconfigured unless our certificate has the DNS name by which peers call every Sightline server: else every call to us fails."""
+    certificate = x509.load_pem_x509_certificates(settings.cert_file.read_bytes())[0]
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
+    except x509.ExtensionNotFound:
+        names = []
+    if SERVER_NAME not in names:
+        has = ", ".join(names) or "none"
+        raise Misconfigured(
+            f"the certificate in {settings.cert_file} has no DNS SAN {SERVER_NAME!r} (it has: {has}), beside its spiffe:// URI SAN:"
+            " peers check that name, and no call would reach this service. Issue it again with both."
+        )
+
+
 # --- client --------------------------------------------------------------------------------------------------------
 
 
 def connect(target: str, settings: RpcSettings, *, spread: bool = True) -> grpc.aio.Channel:
-    """A channel with this process's certificate; the server's name in its certificate is `sightline`.
+    """A channel with this process's certificate; the server's name in its certificate is `SERVER_NAME`.
 
     A target with several addresses names replicas. `spread`: calls go to all of them in turn, so that one that dies takes
     few calls with it. Else the channel keeps to one of them, any, and moves when that one goes: for long links.
@@ -379,7 +398,7 @@ def connect(target: str, settings: RpcSettings, *, spread: bool = True) -> grpc.
     )
     balance = {"round_robin": {}} if spread else {"pick_first": {"shuffleAddressList": True}}
     config = json.dumps({"loadBalancingConfig": [balance]})
-    options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", "sightline"), ("grpc.service_config", config)]
+    options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME), ("grpc.service_config", config)]
     return grpc.aio.secure_channel(target, credentials, options=options)
 
 

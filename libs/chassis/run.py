@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,13 +18,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from chassis import telemetry
 from chassis.audit import Audit
-from chassis.bus import TRANSIENT
+from chassis.bus import TRANSIENT, Topic, check_topics
+from chassis.clock import SKEW_ALARM, PlatformClock, Skew
 from chassis.db import Database, migrate
 from chassis.errors import Misconfigured
-from chassis.settings import ServiceSettings, load
+from chassis.settings import KafkaSettings, ServiceSettings, load
 
 S = TypeVar("S", bound=ServiceSettings)
-_DRAIN_S = 5.0
+_DRAIN_S, _COMPARE_CLOCKS_S, _TOPICS_AGAIN_S = 5.0, 5.0, 2.0
+_SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 # Objects between two looks for garbage: Python's own 700 would look many times for each batch of records.
 _GARBAGE_AFTER = 50_000
 
@@ -37,6 +39,7 @@ class App(Generic[S]):
         self.resources = AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed = asyncio.Event()
+        self._unready_topics: set[str] = set()
         self._health = health.aio.HealthServicer()
 
     def background(self, name: str, work: Coroutine[Any, Any, None]) -> None:
@@ -58,6 +61,32 @@ class App(Generic[S]):
 
         self.background(name, loop())
 
+    def read(self, name: str, kafka: KafkaSettings, topics: Sequence[Topic], reading: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Read topics for the life of the service, from when they can be read: until then this reader waits, and nothing else does."""
+
+        async def wait_and_read() -> None:
+            await self.topics(kafka, topics)
+            await reading()
+
+        self.background(name, wait_and_read())
+
+    async def topics(self, kafka: KafkaSettings, topics: Sequence[Topic]) -> None:
+        """Wait until topics can be read. What somebody has to mend is an error in the log and a fact in health (`topics`) until then."""
+        name, said = f"{topics[0].name} …" if topics else "", ""
+        while True:
+            try:
+                await wait_for("Kafka topics", lambda: check_topics(kafka, topics))
+                self._unready_topics.discard(name)
+                await self._health.set("topics", _NOT_SERVING if self._unready_topics else _SERVING)
+                return
+            except Misconfigured as error:
+                if str(error) != said:
+                    telemetry.log().error("topics have to be mended", because=str(error))
+                said = str(error)
+                self._unready_topics.add(name)
+                await self._health.set("topics", _NOT_SERVING)
+            await asyncio.sleep(_TOPICS_AGAIN_S)
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             telemetry.log().error("a background task ended", task=task.get_name(), error=repr(task.exception()))
@@ -70,6 +99,19 @@ class App(Generic[S]):
         self.background("audit of refusals", audit.write_refusals())
         self.background("audit sign of life", audit.say_alive())
 
+    async def keep_time(self, database: Database, clock: PlatformClock, *others: Skew) -> None:
+        """Follow the database's clock, from now on. That this machine's or one of `others` is far from it is told in health (`clock`)."""
+        await self._compare_clocks(database, clock, others)
+        self.repeat("clock", _COMPARE_CLOCKS_S, lambda: self._compare_clocks(database, clock, others))
+
+    async def _compare_clocks(self, database: Database, clock: PlatformClock, others: Sequence[Skew]) -> None:
+        asked, theirs, answered = await database.time()
+        clock.database.measured(asked, theirs, answered)
+        off = max((clock.database.ahead, *(other.ahead for other in others)), key=abs)
+        if abs(off) > SKEW_ALARM:
+            telemetry.log().error("clocks disagree: run an NTP client on every machine", seconds=round(off.total_seconds(), 3))
+        await self._health.set("clock", _SERVING if abs(off) <= SKEW_ALARM else _NOT_SERVING)
+
     async def serve_health(self, listen: str) -> None:
         """Answer grpc.health.v1 in the clear, for the kubelet; NOT_SERVING until `ready`."""
         server = await health_server(self._health, listen)
@@ -79,7 +121,7 @@ class App(Generic[S]):
         """Everything that this service needs has been seen to work. What is there by now is not looked at for garbage again."""
         gc.collect()
         gc.freeze()
-        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        await self._health.set("", _SERVING)
         telemetry.log().info("ready")
 
     async def until_stopped(self) -> bool:
@@ -126,7 +168,7 @@ async def first_of(*events: asyncio.Event) -> None:
 
 async def health_server(servicer: health.aio.HealthServicer, listen: str) -> grpc.aio.Server:
     """Start a plain gRPC server with nothing but health, NOT_SERVING to begin with."""
-    await servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    await servicer.set("", _NOT_SERVING)
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     server.add_insecure_port(listen)

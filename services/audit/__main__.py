@@ -8,8 +8,8 @@ from pathlib import Path
 
 from chassis import telemetry
 from chassis.audit import Audit
-from chassis.bus import TRANSIENT, Publisher, check_topics
-from chassis.clock import SystemClock
+from chassis.bus import TRANSIENT, Publisher
+from chassis.clock import PlatformClock
 from chassis.db import Database
 from chassis.errors import Misconfigured
 from chassis.files import read_ed25519
@@ -19,7 +19,7 @@ from chassis.rpc import Server
 from chassis.run import App, run, wait_for
 from chassis.sealing import Sealer
 from contracts.callers import ALLOWED
-from contracts.topics import AUDIT_ALERT, AUDIT_CHECKPOINT, AUDIT_RECORD, MEDIA_SERVED, STREAM_GRANT
+from contracts.topics import AUDIT_ALERT, AUDIT_CHECKPOINT, AUDIT_RECORD
 from sightline.audit.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
 from sightline.audit.v1.oversight_service_pb2_grpc import add_OversightServiceServicer_to_server
 from tlog.note import Signer
@@ -38,20 +38,20 @@ from services.audit.store import FileCopies, Store
 
 _WITNESS_S, _RECHECK_PAUSE_S = 1.0, 0.2
 _OBSERVE_S = 0.5
-_TOPICS = (AUDIT_RECORD, AUDIT_CHECKPOINT, AUDIT_ALERT, MEDIA_SERVED, STREAM_GRANT)
 # Records that come within this time, up to so many, are one commit.
 _LINGER_S, _RECORDS_AT_ONCE, _PAUSE_S = 0.1, 2000, 0.01
 
 
 async def main(app: App[AuditSettings]) -> None:
     """Build the parts, inside out, and start them."""
-    settings, clock = app.settings, SystemClock()
+    settings, clock = app.settings, PlatformClock()
     await app.serve_health(settings.rpc.health_listen)
     publisher = Publisher(settings.kafka)
     app.resources.push_async_callback(publisher.close)
     database = Database(settings.database, "audit", publisher)
     app.resources.push_async_callback(database.close)
     await wait_for("PostgreSQL", database.open)
+    await wait_for("PostgreSQL", lambda: app.keep_time(database, clock))
 
     audit = Audit("audit", AUDIT_RECORD, database, publisher, clock)
     sealer, signer = Sealer(_master_key(settings.master_key_file)), Signer(settings.origin, read_ed25519(settings.signing_key_file))
@@ -92,15 +92,15 @@ async def main(app: App[AuditSettings]) -> None:
     app.ship(database, audit)
     await server.start()
     app.resources.push_async_callback(server.grpc.stop, 2)
-    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, _TOPICS))
-    app.background("records", records.consume())
-    app.background("accounts", accounts.consume())
+    app.read("records", settings.kafka, RecordReader.topics, records.consume)
+    app.read("accounts", settings.kafka, AccountReader.topics, accounts.consume)
     app.repeat("integration", _PAUSE_S, service.integrate_soon)
     app.repeat("recheck", _RECHECK_PAUSE_S, recheck_some)
     app.repeat("witnesses", _WITNESS_S, ask_witnesses)
     app.repeat("observation", _OBSERVE_S, lambda: _watch_over(oversight.observe))
     app.repeat("judgement", settings.judge_s, lambda: _watch_over(oversight.judge))
     await app.ready()
+    await app.topics(settings.kafka, (AUDIT_CHECKPOINT, AUDIT_ALERT))
 
 
 async def _check(service: AuditService, folder: Path) -> None:

@@ -4,8 +4,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from chassis.audit import Audit
-from chassis.bus import Publisher, check_topics
-from chassis.clock import SystemClock
+from chassis.bus import Publisher
+from chassis.clock import PlatformClock
 from chassis.db import Database
 from chassis.identity import TokenVerifier
 from chassis.reader import BatchReader
@@ -27,9 +27,8 @@ _LINGER_S = 0.05  # outcomes are shown so much later, many at a time
 
 async def main(app: App[EmergencySettings]) -> None:
     """Build the parts, inside out, and start them."""
-    settings, clock = app.settings, SystemClock()
+    settings, clock = app.settings, PlatformClock()
     await app.serve_health(settings.rpc.health_listen)
-    topics = (EMERGENCY_EVENT, ACTIVATION_RESULT, AUDIT_RECORD)
     publisher = Publisher(settings.kafka)
     app.resources.push_async_callback(publisher.close)
     database = Database(settings.database, "emergency", publisher)
@@ -38,6 +37,7 @@ async def main(app: App[EmergencySettings]) -> None:
     reading = Database(settings.database, "emergency", publisher)
     app.resources.push_async_callback(reading.close)
     await wait_for("PostgreSQL", reading.open)
+    await wait_for("PostgreSQL", lambda: app.keep_time(reading, clock))
 
     audit = Audit("emergency", AUDIT_RECORD, database, publisher, clock)
     registry = RegistryPeer(connect(settings.registry_target, settings.rpc))
@@ -52,12 +52,12 @@ async def main(app: App[EmergencySettings]) -> None:
     app.ship(database, audit)
     app.repeat("late pins", 1.0, service.fill_pins)
     app.background("watchtower", watchtower.look())
-    # Presses need PostgreSQL, not Kafka: they are taken before we know how Kafka is.
+    # Presses need PostgreSQL, not Kafka: they are taken whatever Kafka is like, or its topics.
     await server.start()
     app.resources.push_async_callback(server.grpc.stop, 2)
     await app.ready()
-    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics))
-    app.background("activation results", results.tail(RESULTS_SINCE))
+    app.read("activation results", settings.kafka, (ACTIVATION_RESULT,), lambda: results.tail(RESULTS_SINCE))
+    await app.topics(settings.kafka, (EMERGENCY_EVENT, AUDIT_RECORD))
 
 
 if __name__ == "__main__":

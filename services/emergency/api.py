@@ -3,17 +3,16 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from chassis import telemetry
 from chassis.bus import TRANSIENT
-from chassis.clock import Clock, stamp
+from chassis.clock import Clock, read_duration, read_time, stamp
 from chassis.errors import Unavailable
 from chassis.names import is_uuid, readable
 from chassis.paging import page_cursor, page_token
 from chassis.rpc import caller, ignored
-from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.activation.v1.activation_pb2 import ActivationResult
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from sightline.emergency.v1 import emergency_pb2
@@ -127,7 +126,7 @@ class EmergencyApi(EmergencyServiceServicer):
         )
 
     def _press(self, request: pb.RaiseAlarmRequest) -> Press:
-        times = {name: _time(getattr(request, name)) for name in ("received_at", "sent_at", "source_time") if request.HasField(name)}
+        times = {name: read_time(getattr(request, name)) for name in ("received_at", "sent_at", "source_time") if request.HasField(name)}
         waited, gateway, radio = _waited(request), who_of(caller().actor), from_radio(request.radio)
         alias, alias_is_whole = readable(request.radio_alias, _ALIAS)
         place = request.position
@@ -224,20 +223,9 @@ class EmergencyApi(EmergencyServiceServicer):
                 first = False
 
 
-def _time(stamp: Timestamp) -> datetime | None:
-    """A stamp as a time; None if it is no time at all."""
-    try:
-        return stamp.ToDatetime(UTC)
-    except (ValueError, OverflowError):
-        return None
-
-
 def _waited(request: pb.RaiseAlarmRequest) -> timedelta | None:
     """How long the alarm lay at the gateway; None if it does not say, or nothing that can be."""
-    try:
-        waited = request.waited.ToTimedelta() if request.HasField("waited") else None
-    except (ValueError, OverflowError):
-        return None
+    waited = read_duration(request.waited) if request.HasField("waited") else None
     return waited if waited is not None and waited >= _ZERO else None
 
 

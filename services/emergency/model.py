@@ -154,7 +154,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Holder:
-    """The registry's word on a radio at a time: the subject, whether the gateway's agency is known, and what cameras the subject carries."""
+    """The registry's word on a radio at a time: the subject, what cameras he or she carries, whether the gateway's agency is known."""
 
     subject: Subject
     agency_known: bool = True

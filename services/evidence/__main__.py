@@ -4,8 +4,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from chassis.audit import Audit
-from chassis.bus import Publisher, check_topics
-from chassis.clock import SystemClock
+from chassis.bus import Publisher
+from chassis.clock import PlatformClock
 from chassis.db import Database
 from chassis.identity import TokenVerifier
 from chassis.reader import BatchReader, Reader
@@ -27,13 +27,14 @@ _LINGER_S = 1.0  # chain heads that come within this time are one statement
 
 async def main(app: App[EvidenceSettings]) -> None:
     """Build the parts, inside out, and start them."""
-    settings, clock = app.settings, SystemClock()
+    settings, clock = app.settings, PlatformClock()
     await app.serve_health(settings.rpc.health_listen)
     publisher = Publisher(settings.kafka)
     app.resources.push_async_callback(publisher.close)
     database = Database(settings.database, "evidence", publisher)
     app.resources.push_async_callback(database.close)
     await wait_for("PostgreSQL", database.open)
+    await wait_for("PostgreSQL", lambda: app.keep_time(database, clock))
 
     audit = Audit("evidence", AUDIT_RECORD, database, publisher, clock)
     grace = timedelta(days=settings.grace_days)
@@ -48,11 +49,10 @@ async def main(app: App[EvidenceSettings]) -> None:
     app.repeat("sweep", settings.sweep_s, service.sweep)
     await server.start()
     app.resources.push_async_callback(server.grpc.stop, 2)
-    topics = (*FactReader.topics, *HeadReader.topics, EVIDENCE_RECORDING, AUDIT_RECORD)
-    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics))
-    app.background("facts", facts.consume())
-    app.background("chain heads", heads.consume())
+    app.read("facts", settings.kafka, FactReader.topics, facts.consume)
+    app.read("chain heads", settings.kafka, HeadReader.topics, heads.consume)
     await app.ready()
+    await app.topics(settings.kafka, (EVIDENCE_RECORDING, AUDIT_RECORD))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from chassis.bus import Received, Record, parse
 from chassis.clock import stamp
 from chassis.db import Transaction
 from chassis.errors import PoisonError
-from chassis.names import are_names, is_uuid
+from chassis.names import are_names, is_uuid, on_wire
 from contracts.topics import ACTIVATION_RESULT, EMERGENCY_EVENT, EVIDENCE_RECORDING, MEDIA_CHAIN, STREAM_SESSION
 from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.activation.v1.activation_pb2 import ActivationResult
@@ -40,7 +40,7 @@ def to_recording(r: Recording) -> pb.Recording:
     return pb.Recording(
         recording_id=r.recording_id, version=r.version, agency_id=r.agency_id, camera_id=r.camera_id, officer_id=r.officer_id,
         emergency_id=r.emergency_id, began_at=stamp(r.began_at), ended_at=stamp(r.ended_at),
-        state=pb.RecordingState.Value(f"RECORDING_STATE_{r.state}"), retain_until=stamp(r.retain_until), held=r.held,
+        state=on_wire(pb.RecordingState, "RECORDING_STATE", r.state), retain_until=stamp(r.retain_until), held=r.held,
         delete_after=stamp(r.delete_after), deleted_at=stamp(r.deleted_at),
     )  # fmt: skip
 
@@ -56,7 +56,7 @@ def to_segment(s: Segment) -> pb.Segment:
 def to_hold(h: Hold) -> pb.Hold:
     """The hold's wire form."""
     return pb.Hold(
-        hold_id=h.hold_id, reason=pb.HoldReason.Value(f"HOLD_REASON_{h.reason}"), note=h.note, placed_by=Actor.FromString(h.placed_by),
+        hold_id=h.hold_id, reason=on_wire(pb.HoldReason, "HOLD_REASON", h.reason), note=h.note, placed_by=Actor.FromString(h.placed_by),
         placed_at=stamp(h.placed_at), released_by=Actor.FromString(h.released_by) if h.released_by else None,
         released_at=stamp(h.released_at), release_note=h.release_note,
     )  # fmt: skip

@@ -8,13 +8,14 @@ what a relay has and nobody published leads back from DELETING.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
+
+from chassis.names import KeptEnum
 
 # Shorter than this between two segments is no gap: a camera that reconnects begins with a keyframe.
 GAP_FROM = timedelta(seconds=1)
 
 
-class RecordingState(StrEnum):
+class RecordingState(KeptEnum):
     """Where a recording stands."""
 
     KEPT = "KEPT"
@@ -23,7 +24,7 @@ class RecordingState(StrEnum):
     DELETED = "DELETED"
 
 
-class HoldReason(StrEnum):
+class HoldReason(KeptEnum):
     """Why a recording must not be deleted."""
 
     EMERGENCY = "EMERGENCY"
@@ -31,7 +32,7 @@ class HoldReason(StrEnum):
     INTEGRITY = "INTEGRITY"
 
 
-class DeletionResult(StrEnum):
+class DeletionResult(KeptEnum):
     """What became of a segment at its relay."""
 
     DELETED = "DELETED"

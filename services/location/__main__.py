@@ -1,12 +1,12 @@
 """Wires the location service together."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from chassis import telemetry
 from chassis.audit import Audit
-from chassis.bus import BulkPublisher, Publisher, check_topics
-from chassis.clock import SystemClock
+from chassis.bus import BulkPublisher, Publisher
+from chassis.clock import PlatformClock
 from chassis.db import Database
 from chassis.identity import TokenVerifier
 from chassis.reader import BatchReader, FeedReader, Reader
@@ -50,7 +50,7 @@ _MARGIN, _TOPIC_LASTS = timedelta(seconds=60), timedelta(hours=2)
 async def main(app: App[LocationSettings]) -> None:
     """Build the parts, inside out, and start them."""
     give_way(_NICE)
-    settings, clock, kafka = app.settings, SystemClock(), app.settings.kafka
+    settings, clock, kafka = app.settings, PlatformClock(), app.settings.kafka
     await app.serve_health(settings.rpc.health_listen)
     publisher, bulk = Publisher(kafka), BulkPublisher(kafka, LOCATION_POSITION, "location")
     app.resources.push_async_callback(publisher.close)
@@ -58,6 +58,7 @@ async def main(app: App[LocationSettings]) -> None:
     database = Database(settings.database, "location", publisher)
     app.resources.push_async_callback(database.close)
     await wait_for("PostgreSQL", database.open)
+    await wait_for("PostgreSQL", lambda: app.keep_time(database, clock))
 
     audit, store, directory = Audit("location", AUDIT_RECORD, database, publisher, clock), Store(), Directory(settings.late_s)
     service = LocationService(database, store, directory, PositionPublisher(bulk), audit, clock, settings.late_s)
@@ -77,7 +78,7 @@ async def main(app: App[LocationSettings]) -> None:
     )
     learning = [(Reader(name, handle.topics, handle, kafka, publisher), since) for name, handle, since in learn]
     topics = {topic for _, handle, _ in learn for topic in handle.topics} | {LOCATION_REPORT, LOCATION_POSITION, AUDIT_RECORD}
-    await wait_for("Kafka topics", lambda: check_topics(kafka, tuple(topics)))
+    await app.topics(kafka, tuple(topics))
     for reader, since in learning:
         app.background(reader.name, reader.tail(since))
     app.ship(database, audit)
@@ -89,7 +90,7 @@ async def main(app: App[LocationSettings]) -> None:
     records, flushed_at = await maps.newest()
     positions.take(records)
     feed = FeedReader("location-map", PositionReader.topics, positions, kafka, publisher)
-    app.background("map", feed.tail(min(datetime.now(UTC) - flushed_at + _MARGIN, _TOPIC_LASTS)))
+    app.background("map", feed.tail(min(clock.now() - flushed_at + _MARGIN, _TOPIC_LASTS)))
     reports = BatchReader("location-intake", ReportReader.topics, ReportReader(service), kafka, publisher, _INTAKE_LINGER_S, _BATCH)
     history = BatchReader("location-history", HistoryReader.topics, HistoryReader(service), kafka, publisher, _HISTORY_LINGER_S, _BATCH)
     app.background("reports", reports.consume())

@@ -14,7 +14,21 @@ from sightline.location.v1.position_pb2 import Position, PositionReport, Source
 from sightline.registry.v1.device_pb2 import DeviceRecord, FixedCamera
 from sightline.registry.v1.duty_pb2 import DutyInterval, DutyRecord
 
-from services.location.model import GOOD, Directory, Fix, Holder, Interval, KnownEmergency, Name, Taken, Vehicle, flaw, from_fix, set_fix
+from services.location.model import (
+    GOOD,
+    Directory,
+    Fix,
+    Holder,
+    Interval,
+    KnownEmergency,
+    Name,
+    Taken,
+    Vehicle,
+    flaw,
+    from_fix,
+    set_fix,
+    usable,
+)
 from services.location.service import LocationService, Report
 
 # What is tailed from when: every radio is told of again within ten minutes; open emergencies are state; devices are compacted.
@@ -38,7 +52,8 @@ def from_report(message: PositionReport) -> Report | None:
     if not are_names(agency_id, device):
         return None
     reported_at = seconds_of(message.reported_at) if is_time(message.reported_at) else 0.0
-    return Report(agency_id, _SOURCES[kind], device, from_fix(message.fix), reported_at)
+    fix, ignored = usable(from_fix(message.fix))
+    return Report(agency_id, _SOURCES[kind], device, fix, reported_at, ignored)
 
 
 def from_position(message: Position) -> Taken:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import h3.api.basic_int as h3
 from chassis.clock import seconds_of, set_seconds
@@ -49,6 +49,18 @@ def flaw(fix: Fix) -> Refusal.ValueType:
     if not (0 <= accuracy <= _COARSEST_M and 0 <= speed <= _FASTEST_MPS and 0 <= course <= 360):
         return Refusal.REFUSAL_BAD_COORDINATES
     return GOOD
+
+
+def usable(fix: Fix) -> tuple[Fix, tuple[str, ...]]:
+    """A fix without the values that cannot be right, and their names: many receivers say -1 for "not known". The place stays."""
+    wrong = tuple(
+        name
+        for name, value, most in (
+            ("accuracy_m", fix.accuracy_m, _COARSEST_M), ("speed_mps", fix.speed_mps, _FASTEST_MPS), ("course_deg", fix.course_deg, 360.0),
+        )
+        if value is not None and not 0 <= value <= most
+    )  # fmt: skip
+    return (fix._replace(**cast(Any, dict.fromkeys(wrong))), wrong) if wrong else (fix, ())
 
 
 def from_fix(message: position_pb2.Fix) -> Fix:

@@ -20,13 +20,14 @@ Refused = tuple[int, Refusal.ValueType]  # place in the batch, why
 
 
 class Report(NamedTuple):
-    """What a device, or whoever speaks for it, tells; times in seconds since 1970."""
+    """What a device, or whoever speaks for it, tells; times in seconds since 1970. `ignored` are values that could not be right."""
 
     agency_id: str
     source: Source.ValueType
     device_id: str
     fix: Fix
     reported_at: float
+    ignored: tuple[str, ...] = ()
 
 
 class Store(Protocol):
@@ -81,7 +82,7 @@ class LocationService:
             elif not may(report):
                 refused.append((place, Refusal.REFUSAL_NOT_YOURS))
             else:
-                agency, source, device, fix, reported_at = report
+                agency, source, device, fix, reported_at, _ = report
                 found = judge(self._directory, source, agency, device, fix, now, self._late_s)
                 if isinstance(found, tuple):
                     taken.append(Taken(agency, source, device, found[0], fix, reported_at or now, now, found[1]))

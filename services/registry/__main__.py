@@ -4,8 +4,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from chassis.audit import Audit
-from chassis.bus import Publisher, check_topics
-from chassis.clock import SystemClock
+from chassis.bus import Publisher
+from chassis.clock import PlatformClock
 from chassis.db import Database
 from chassis.identity import TokenVerifier
 from chassis.rpc import Server
@@ -23,13 +23,14 @@ from services.registry.store import Store
 
 async def main(app: App[RegistrySettings]) -> None:
     """Build the parts, inside out, and start them."""
-    settings, clock = app.settings, SystemClock()
+    settings, clock = app.settings, PlatformClock()
     await app.serve_health(settings.rpc.health_listen)
     publisher = Publisher(settings.kafka)
     app.resources.push_async_callback(publisher.close)
     database = Database(settings.database, "registry", publisher)
     app.resources.push_async_callback(database.close)
     await wait_for("PostgreSQL", database.open)
+    await wait_for("PostgreSQL", lambda: app.keep_time(database, clock))
 
     audit = Audit("registry", AUDIT_RECORD, database, publisher, clock)
     service = RegistryService(database, Store(), RegistryAnnouncer(), audit, clock)
@@ -43,7 +44,7 @@ async def main(app: App[RegistrySettings]) -> None:
     app.resources.push_async_callback(server.grpc.stop, 2)
     await app.ready()
     # Presses ask who holds the radio: that needs PostgreSQL, not Kafka.
-    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, (REGISTRY_DUTY, REGISTRY_DEVICE, AUDIT_RECORD)))
+    await app.topics(settings.kafka, (REGISTRY_DUTY, REGISTRY_DEVICE, AUDIT_RECORD))
 
 
 if __name__ == "__main__":

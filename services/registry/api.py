@@ -73,10 +73,12 @@ class RegistryApi(RegistryServiceServicer):
         start = _time(getattr(request, "from")) if request.HasField("from") else None
         end = _time(request.to) if request.HasField("to") else None
         radios = [_radio_id(radio) for radio in request.radios]
-        versions = await self._service.check_out(
-            caller(), request.officer_id, radios, list(request.camera_ids), request.unit_id, (start, end), request.visible_to
-        )
-        return pb.CheckOutResponse(duty_versions=versions)
+        versions, taken = await self._service.check_out(
+            caller(), request.officer_id, radios, list(request.camera_ids), request.unit_id, (start, end), request.visible_to,
+            take_over=request.take_over,
+        )  # fmt: skip
+        taken_over = [pb.TakenOver(officer_id=each.holder, kind=each.kind, device_id=each.name) for each in taken]
+        return pb.CheckOutResponse(duty_versions=versions, taken_over=taken_over)
 
     async def CheckIn(self, request: pb.CheckInRequest, context: Any) -> pb.CheckInResponse:
         """End a shift."""

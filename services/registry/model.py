@@ -40,6 +40,9 @@ class RadioId:
     system_id: int
     unit_id: int
 
+    def __str__(self) -> str:
+        return f"{self.wacn:05x}-{self.system_id:03x}-{self.unit_id:06x}"
+
 
 @dataclass(frozen=True)
 class Radio:
@@ -113,6 +116,16 @@ class Hold:
     officer_id: str
     span: Span
     visible_to: str = ""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A device, or the officer's place in a unit, that somebody has during part of a shift. `name` is as on the device's display."""
+
+    kind: str
+    name: str
+    holder: str
+    span: Span
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Protocol
 from chassis.audit import Audit, Entry
 from chassis.clock import Clock
 from chassis.db import Database, Transaction
-from chassis.errors import AlreadyExists, Forbidden, InvalidRequest, NotFound, WrongState
+from chassis.errors import AlreadyExists, Forbidden, InvalidRequest, NotFound, Unavailable, WrongState
 from chassis.identity import Caller
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
@@ -16,6 +16,7 @@ from services.registry.model import (
     LOOK_BACK,
     Agency,
     Camera,
+    Conflict,
     Duty,
     FixedCamera,
     Officer,
@@ -41,13 +42,18 @@ class Registry(Protocol):
     async def put_device(self, tx: Transaction, device: Vehicle | FixedCamera) -> int | None: ...
     async def agency_exists(self, tx: Transaction, agency_id: str) -> bool: ...
     async def officer(self, tx: Transaction, officer_id: str, *, lock: bool = False) -> tuple[int, Officer] | None: ...
+    async def lock_officers(self, tx: Transaction, officers: Sequence[int]) -> None: ...
     async def radio_keys(self, tx: Transaction, identities: Sequence[RadioId]) -> list[tuple[int, str] | None]: ...
     async def camera_keys(self, tx: Transaction, camera_ids: Sequence[str]) -> dict[str, tuple[int, str]]: ...
     async def hold(
         self, tx: Transaction, officer: int, radios: Sequence[int], cameras: Sequence[int], unit: str, span: Span, visible_to: str = ""
     ) -> None: ...
     async def release(self, tx: Transaction, officer: int, at: datetime) -> tuple[list[int], list[str]]: ...
-    async def touch(self, tx: Transaction, officer: int, since: datetime, also: Sequence[int] = ()) -> list[int]: ...
+    async def holders(self, tx: Transaction, radios: Sequence[int], cameras: Sequence[int], at: datetime) -> list[int]: ...
+    async def take_over(
+        self, tx: Transaction, officer: int, radios: Sequence[int], cameras: Sequence[int], at: datetime
+    ) -> list[Conflict]: ...
+    async def touch(self, tx: Transaction, officers: Sequence[int], since: datetime, also: Sequence[int] = ()) -> list[int]: ...
     async def duties(
         self, tx: Transaction, radio_keys: Sequence[int], since: datetime, hidden_since: datetime | None = None
     ) -> list[Duty]: ...
@@ -158,22 +164,43 @@ class RegistryService:
         unit: str,
         times: tuple[datetime | None, datetime | None],
         visible_to: str = "",
-    ) -> list[int]:
-        """Start a shift; returns the new duty version of each radio asked for. `visible_to` alone may see where the officer is."""
+        *,
+        take_over: bool = False,
+    ) -> tuple[list[int], list[Conflict]]:
+        """Start a shift; returns the new duty version of each radio asked for, and what was taken over.
+
+        `visible_to` alone may see where the officer is. With `take_over` whoever still holds one of these things, as after a forgotten
+        check-in, holds it no longer than until this shift's start.
+        """
         span = shift(*times, self._clock.now())
+        taken: list[Conflict] = []
         async with self._database.transaction() as tx:
-            key, officer = await self._officer(tx, caller, officer_id, lock=True)
+            key, officer = await self._officer(tx, caller, officer_id)
             radio_keys = self._of_agency(officer, "radio", radios, await self._store.radio_keys(tx, radios))
             known = await self._store.camera_keys(tx, cameras)
             camera_keys = self._of_agency(officer, "camera", cameras, [known.get(camera) for camera in cameras])
+            officers = {key, *(await self._store.holders(tx, radio_keys, camera_keys, span.start) if take_over else ())}
+            await self._store.lock_officers(tx, sorted(officers))
+            if take_over:
+                if not officers >= set(await self._store.holders(tx, radio_keys, camera_keys, span.start)):
+                    raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, "these things have just changed hands; look again")
+                taken = await self._store.take_over(tx, key, radio_keys, camera_keys, span.start)
             await self._store.hold(tx, key, radio_keys, camera_keys, unit, span, visible_to)
-            duties = await self._announce(tx, await self._store.touch(tx, key, self._window()))
+            duties = await self._announce(tx, await self._store.touch(tx, sorted(officers), self._window(), radio_keys))
+            for each in taken:
+                about = {
+                    "officer": each.holder,
+                    "by": officer_id,
+                    "from": span.start.isoformat(),
+                    "held_since": each.span.start.isoformat(),
+                }
+                self._note(tx, caller, "shift.taken_over", f"{each.kind}s/{each.name}", officer.agency_id, about)
             details = {"radios": str(len(radios)), "cameras": ",".join(cameras), "unit": unit, "from": span.start.isoformat()}
             if visible_to:
                 details["visible_to"] = visible_to
             self._note(tx, caller, "shift.checked_out", f"officers/{officer_id}", officer.agency_id, details)
         versions = {duty.radio: duty.version for duty in duties}
-        return [versions.get(radio, 0) for radio in radios]
+        return [versions.get(radio, 0) for radio in radios], taken
 
     async def check_in(self, caller: Caller, officer_id: str, at: datetime | None) -> tuple[list[RadioId], list[str]]:
         """End a shift; returns what was given back."""
@@ -186,7 +213,7 @@ class RegistryService:
             radio_keys, cameras = await self._store.release(tx, key, at)
             if not radio_keys and not cameras:
                 raise WrongState(Reason.ERROR_REASON_SHIFT_STATE, "the officer holds nothing at that time")
-            await self._announce(tx, await self._store.touch(tx, key, self._window(), radio_keys))
+            await self._announce(tx, await self._store.touch(tx, [key], self._window(), radio_keys))
             radios = [duty.radio for duty in await self._store.duties(tx, radio_keys, now)]
             details = {"radios": str(len(radios)), "cameras": ",".join(cameras), "at": at.isoformat()}
             self._note(tx, caller, "shift.checked_in", f"officers/{officer_id}", officer.agency_id, details)
@@ -229,7 +256,7 @@ class RegistryService:
         self._announcer.announce(tx, duties, now)
         return duties
 
-    async def _officer(self, tx: Transaction, caller: Caller, officer_id: str, *, lock: bool) -> tuple[int, Officer]:
+    async def _officer(self, tx: Transaction, caller: Caller, officer_id: str, *, lock: bool = False) -> tuple[int, Officer]:
         found = await self._store.officer(tx, officer_id, lock=lock)
         # The same answer for "not there" and "not yours", so that nobody can try out names.
         if found is None or not _may_manage(caller, found[1].agency_id):

@@ -11,7 +11,21 @@ from chassis.errors import AlreadyExists, WrongState
 from psycopg.types.range import Range
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
-from services.registry.model import Agency, Camera, Duty, FixedCamera, Hold, Officer, OnDuty, Radio, RadioId, Span, Vehicle, intervals
+from services.registry.model import (
+    Agency,
+    Camera,
+    Conflict,
+    Duty,
+    FixedCamera,
+    Hold,
+    Officer,
+    OnDuty,
+    Radio,
+    RadioId,
+    Span,
+    Vehicle,
+    intervals,
+)
 
 _CAMERA_HOLDS: LiteralString = """
 SELECT o.officer_id, c.camera_id AS item, h.held FROM camera_hold h JOIN camera c USING (camera_key) JOIN officer o USING (officer_key)
@@ -40,6 +54,16 @@ UNION ALL SELECT 'unit', 0, o.officer_id, h.unit_id, h.held, h.hold_id, ''
     SELECT FROM radios r WHERE r.officer_key = h.officer_key AND NOT r.is_recent AND h.held && r.held))
 ORDER BY kind, hold_id"""
 
+# Who holds devices, with their names as on their displays.
+_RADIO_HOLDERS: LiteralString = (
+    "SELECT 'radio' AS kind, lpad(to_hex(r.wacn), 5, '0') || '-' || lpad(to_hex(r.system_id), 3, '0') || '-'"
+    " || lpad(to_hex(r.unit_id), 6, '0') AS name, o.officer_id AS holder, h.held"
+    " FROM radio_hold h JOIN radio r USING (radio_key) JOIN officer o USING (officer_key)"
+)
+_CAMERA_HOLDERS: LiteralString = (
+    "SELECT 'camera' AS kind, c.camera_id AS name, o.officer_id AS holder, h.held"
+    " FROM camera_hold h JOIN camera c USING (camera_key) JOIN officer o USING (officer_key)"
+)
 # Tables and keys of what has a place on the map by itself.
 _DEVICES: dict[type, tuple[LiteralString, LiteralString]] = {
     Vehicle: ("vehicle", "vehicle_id"), FixedCamera: ("fixed_camera", "camera_id"),
@@ -132,28 +156,64 @@ class Store:
     async def hold(
         self, tx: Transaction, officer: int, radios: Sequence[int], cameras: Sequence[int], unit: str, span: Span, visible_to: str = ""
     ) -> None:
-        """Give things to an officer for a span; WrongState if one of them is held during part of it."""
+        """Give things to an officer for a span; WrongState says which of them is held during part of it, by whom."""
         held = Range(span.start, span.end, "[)")
         try:
-            for radio in radios:
-                await tx.execute(
-                    "INSERT INTO radio_hold (radio_key, officer_key, held, visible_to) VALUES (%s, %s, %s, %s)",
-                    [radio, officer, held, visible_to],
-                )
-            for camera in cameras:
-                await tx.execute("INSERT INTO camera_hold (camera_key, officer_key, held) VALUES (%s, %s, %s)", [camera, officer, held])
-            if unit:
-                await tx.execute("INSERT INTO unit_hold (unit_id, officer_key, held) VALUES (%s, %s, %s)", [unit, officer, held])
+            async with tx.part():
+                for radio in radios:
+                    await tx.execute(
+                        "INSERT INTO radio_hold (radio_key, officer_key, held, visible_to) VALUES (%s, %s, %s, %s)",
+                        [radio, officer, held, visible_to],
+                    )
+                for camera in cameras:
+                    await tx.execute("INSERT INTO camera_hold (camera_key, officer_key, held) VALUES (%s, %s, %s)", [camera, officer, held])
+                if unit:
+                    await tx.execute("INSERT INTO unit_hold (unit_id, officer_key, held) VALUES (%s, %s, %s)", [unit, officer, held])
         except psycopg.errors.ExclusionViolation as error:
-            table = str(error.diag.table_name)
-            if table == "unit_hold":
-                raise WrongState(Reason.ERROR_REASON_SHIFT_STATE, "the officer is in a unit during part of that time") from error
-            device = table.removesuffix("_hold")
-            raise WrongState(
-                Reason.ERROR_REASON_DEVICE_HELD,
-                f"a {device} is held during part of that time; check it in first",
-                metadata={"device": device},
-            ) from error
+            found = await self._conflicts(tx, officer, radios, cameras, held)
+            raise _is_held(found[0] if found else Conflict("device", "", "", span)) from error
+
+    async def _conflicts(
+        self, tx: Transaction, officer: int, radios: Sequence[int], cameras: Sequence[int], held: Range[datetime]
+    ) -> list[Conflict]:
+        """Devices that somebody holds during part of a span, and the officer's unit, the longest held first."""
+        rows = await tx.all(
+            f"SELECT * FROM ({_RADIO_HOLDERS} WHERE h.radio_key = ANY(%(radios)s) AND h.held && %(held)s"
+            f" UNION ALL {_CAMERA_HOLDERS} WHERE h.camera_key = ANY(%(cameras)s) AND h.held && %(held)s"
+            " UNION ALL SELECT 'unit', u.unit_id, o.officer_id, u.held FROM unit_hold u JOIN officer o USING (officer_key)"
+            " WHERE u.officer_key = %(officer)s AND u.held && %(held)s) AS found ORDER BY kind DESC, lower(held)",
+            {"radios": list(radios), "cameras": list(cameras), "officer": officer, "held": held},
+        )
+        return [_conflict(row) for row in rows]
+
+    async def lock_officers(self, tx: Transaction, officers: Sequence[int]) -> None:
+        """Changes of these officers' holds take turns; all lock them in this order."""
+        await tx.execute("SELECT FROM officer WHERE officer_key = ANY(%s) ORDER BY officer_key FOR UPDATE", [list(officers)])
+
+    async def holders(self, tx: Transaction, radios: Sequence[int], cameras: Sequence[int], at: datetime) -> list[int]:
+        """Officers who hold one of these devices at an instant."""
+        rows = await tx.all(
+            "SELECT officer_key FROM radio_hold WHERE radio_key = ANY(%(radios)s) AND held @> %(at)s"
+            " UNION SELECT officer_key FROM camera_hold WHERE camera_key = ANY(%(cameras)s) AND held @> %(at)s",
+            {"radios": list(radios), "cameras": list(cameras), "at": at},
+        )
+        return [row["officer_key"] for row in rows]
+
+    async def take_over(self, tx: Transaction, officer: int, radios: Sequence[int], cameras: Sequence[int], at: datetime) -> list[Conflict]:
+        """End at `at` the holds of these devices that began earlier, and the officer's place in a unit; returns what was held, by whom."""
+        values = {"radios": list(radios), "cameras": list(cameras), "officer": officer, "at": at}
+        taken = await tx.all(
+            f"{_RADIO_HOLDERS} WHERE h.radio_key = ANY(%(radios)s) AND h.held @> %(at)s AND lower(h.held) < %(at)s"
+            f" UNION ALL {_CAMERA_HOLDERS} WHERE h.camera_key = ANY(%(cameras)s) AND h.held @> %(at)s AND lower(h.held) < %(at)s",
+            values,
+        )
+        for table, condition in (
+            ("radio_hold", "radio_key = ANY(%(radios)s)"), ("camera_hold", "camera_key = ANY(%(cameras)s)"),
+            ("unit_hold", "officer_key = %(officer)s"),
+        ):  # fmt: skip
+            end: LiteralString = f"UPDATE {table} SET held = tstzrange(lower(held), %(at)s) WHERE {condition}"
+            await tx.execute(end + " AND held @> %(at)s AND lower(held) < %(at)s", values)
+        return [_conflict(row) for row in taken]
 
     async def release(self, tx: Transaction, officer: int, at: datetime) -> tuple[list[int], list[str]]:
         """End at `at` all that the officer holds then; returns keys of radios and ids of cameras."""
@@ -173,15 +233,15 @@ class Store:
         )
         return [row["radio_key"] for row in radios], [row["camera_id"] for row in cameras]
 
-    async def touch(self, tx: Transaction, officer: int, since: datetime, also: Sequence[int] = ()) -> list[int]:
-        """Raise the duty version of every radio that the officer holds after `since`, and of `also`; returns their keys.
+    async def touch(self, tx: Transaction, officers: Sequence[int], since: datetime, also: Sequence[int] = ()) -> list[int]:
+        """Raise the duty version of every radio that the officers hold after `since`, and of `also`; returns their keys.
 
         The row lock makes a concurrent change of the same radio wait, and so see this one when it reads the holds.
         """
         rows = await tx.all(
             "SELECT radio_key FROM radio WHERE radio_key = ANY(%s) OR radio_key IN"
-            " (SELECT radio_key FROM radio_hold WHERE officer_key = %s AND held && tstzrange(%s, NULL)) ORDER BY radio_key FOR UPDATE",
-            [list(also), officer, since],
+            " (SELECT radio_key FROM radio_hold WHERE officer_key = ANY(%s) AND held && tstzrange(%s, NULL)) ORDER BY radio_key FOR UPDATE",
+            [list(also), list(officers), since],
         )
         keys = [row["radio_key"] for row in rows]
         await tx.execute("UPDATE radio SET duty_version = duty_version + 1 WHERE radio_key = ANY(%s)", [keys])
@@ -252,6 +312,21 @@ class Store:
 
 def _identity(row: Row) -> RadioId:
     return RadioId(row["wacn"], row["system_id"], row["unit_id"])
+
+
+def _conflict(row: Row) -> Conflict:
+    return Conflict(row["kind"], row["name"], row["holder"], Span(row["held"].lower, row["held"].upper))
+
+
+def _is_held(found: Conflict) -> WrongState:
+    """The refusal that says what to do."""
+    since = found.span.start.isoformat(timespec="seconds")
+    if found.kind == "unit":
+        text = f"officer {found.holder} is in unit {found.name} since {since}: check the officer in first, or check out with take_over"
+        return WrongState(Reason.ERROR_REASON_SHIFT_STATE, text)
+    text = f"{found.kind} {found.name} is held by officer {found.holder} since {since}: check that officer in, or check out with take_over"
+    about = {"device": found.kind, "device_id": found.name, "holder": found.holder, "since": since}
+    return WrongState(Reason.ERROR_REASON_DEVICE_HELD, text, metadata=about)
 
 
 def _hold(row: Row) -> Hold:

@@ -2,7 +2,7 @@
 
 import ssl
 
-from chassis.bus import Publisher, check_topics
+from chassis.bus import Publisher
 from chassis.clock import SystemClock
 from chassis.rpc import own_identity
 from chassis.run import App, run, wait_for
@@ -62,8 +62,8 @@ async def main(app: App[RelaySettings]) -> None:
 
     await wait_for("the streams service", report)
     app.repeat("report", _PAUSE_S, report)
-    await wait_for("Kafka topics", lambda: check_topics(settings.kafka, (MEDIA_CHAIN, MEDIA_SERVED)))
     await app.ready()
+    await app.topics(settings.kafka, (MEDIA_CHAIN, MEDIA_SERVED))
 
 
 def _camera_tls(rpc: RpcSettings) -> ssl.SSLContext:

@@ -1,12 +1,11 @@
 """Wires the streams service together."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from chassis.audit import Audit
-from chassis.bus import Publisher, check_topics
-from chassis.clock import SystemClock
+from chassis.bus import Publisher
+from chassis.clock import PlatformClock
 from chassis.db import Database
 from chassis.identity import TokenVerifier
 from chassis.reader import BatchReader, Reader
@@ -14,12 +13,9 @@ from chassis.rpc import Server, connect
 from chassis.run import App, first_of, run, wait_for
 from contracts.callers import ALLOWED
 from contracts.topics import (
-    ACTIVATION_DECISION,
     ACTIVATION_REJECTION,
     ACTIVATION_RESULT,
     AUDIT_RECORD,
-    EMERGENCY_EVENT,
-    REGISTRY_DUTY,
     STREAM_CAMERA,
     STREAM_GRANT,
     STREAM_SESSION,
@@ -49,21 +45,18 @@ from services.streams.settings import StreamsSettings
 from services.streams.store import Store
 
 _SWEEP_S, _SWEEP_ALL_S, _RECONCILE_S, _LOOK_AGAIN_S, _ALIVE_S = 0.25, 5.0, 0.4, 0.1, 1.0
-_TOPICS = (
-    ACTIVATION_DECISION, ACTIVATION_RESULT, ACTIVATION_REJECTION, EMERGENCY_EVENT, REGISTRY_DUTY, STREAM_SESSION, STREAM_GRANT,
-    STREAM_CAMERA, AUDIT_RECORD,
-)  # fmt: skip
+_TOLD = (ACTIVATION_RESULT, ACTIVATION_REJECTION, STREAM_SESSION, STREAM_GRANT, STREAM_CAMERA, AUDIT_RECORD)
 _LINGER_S = 0.05  # records of duty that come within this time are one question to PostgreSQL
 _SESSIONS_POOL = 4
 _SESSIONS_S = 0.01  # besides its own wait
-_CAMERAS_S = 1.0
+_CAMERAS_S, _TALLY_S = 1.0, 5.0
 # Every camera keeps one call open; a replica that has this many refuses more, and they try another.
 _LINKS_AT_MOST = 20_000
 
 
 async def main(app: App[StreamsSettings]) -> None:
     """Build the parts, inside out, and start them."""
-    settings, clock = app.settings, SystemClock()
+    settings, clock = app.settings, PlatformClock()
     await app.serve_health(settings.rpc.health_listen)
     publisher = Publisher(settings.kafka)
     app.resources.push_async_callback(publisher.close)
@@ -76,7 +69,8 @@ async def main(app: App[StreamsSettings]) -> None:
     await wait_for("PostgreSQL", beside.open)
 
     audit = Audit("streams", AUDIT_RECORD, database, publisher, clock)
-    peers = Peers(connect(settings.emergency_target, settings.rpc), connect(settings.registry_target, settings.rpc))
+    peers = Peers(connect(settings.emergency_target, settings.rpc), connect(settings.registry_target, settings.rpc), clock)
+    await wait_for("PostgreSQL", lambda: app.keep_time(database, clock, peers.skew))
     # A new process has none of an old one's links, so it is another replica, whatever its name.
     store, nudge = Store(), asyncio.Event()
     service = StreamsService(database, store, peers, ActivationAnnouncer(), audit, clock, f"{settings.replica}/{uuid7()}", nudge)
@@ -97,13 +91,10 @@ async def main(app: App[StreamsSettings]) -> None:
     await wait_for("PostgreSQL", service.warm_up)
     app.ship(database, audit)
 
-    async def read(reading: Callable[[], Awaitable[None]]) -> None:
-        await wait_for("Kafka topics", lambda: check_topics(settings.kafka, _TOPICS))
-        await reading()
-
-    app.background("emergencies", read(lambda: events.tail(EMERGENCIES_SINCE)))
-    app.background("decisions", read(lambda: decisions.tail(DECISIONS_SINCE)))
-    app.background("duty", read(duty.consume))
+    kafka = settings.kafka
+    app.read("emergencies", kafka, EmergencyReader.topics, lambda: events.tail(EMERGENCIES_SINCE))
+    app.read("decisions", kafka, DecisionReader.topics, lambda: decisions.tail(DECISIONS_SINCE))
+    app.read("duty", kafka, DutyReader.topics, duty.consume)
     app.repeat("reconcile", _RECONCILE_S, service.reconcile)
     app.repeat("second look", _LOOK_AGAIN_S, service.look_again)
     app.repeat("alive", _ALIVE_S, service.say_alive)
@@ -111,6 +102,7 @@ async def main(app: App[StreamsSettings]) -> None:
     app.repeat("sweep of all links", _SWEEP_ALL_S, service.sweep_all_links)
     app.repeat("overdue sweep", _SWEEP_S, service.sweep_overdue)
     app.repeat("sessions", _SESSIONS_S, sessions.sweep)
+    app.repeat("what cameras make up", _TALLY_S, service.tell_unexpected)
     app.repeat("cameras", _CAMERAS_S, CameraAnnouncer(beside, store, publisher, clock).announce)
     # No camera gets orders from us before we know which emergencies have been cleared meanwhile: from Kafka or from their owner.
     await first_of(events.caught_up, service.reconciled)
@@ -118,6 +110,7 @@ async def main(app: App[StreamsSettings]) -> None:
     await server.start()
     app.resources.push_async_callback(server.grpc.stop, 2)
     await app.ready()
+    await app.topics(kafka, _TOLD)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """The streams service's gRPC face: camera links, and answers about cameras."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
-from datetime import UTC
 from typing import Any
 
 from chassis import telemetry
+from chassis.clock import read_time
+from chassis.names import readable
 from chassis.paging import page_cursor, page_token
-from chassis.rpc import caller, check
+from chassis.rpc import caller, require_readable, settle
 from sightline.activation.v1.activation_pb2 import REFUSAL_REASON_UNSPECIFIED, ActivationDecision, ActivationState, RefusalReason
 from sightline.streams.v1 import camera_link_service_pb2 as link_pb
 from sightline.streams.v1 import stream_service_pb2 as pb
@@ -20,6 +22,9 @@ from services.streams.model import Handled, Orders, Report, State
 from services.streams.service import LocalLink, StreamsService
 
 _DEFAULT_PAGE = 50
+# Of what a camera says that it handled so many are looked at: far more than half an hour's emergencies of one officer.
+_HANDLED = 500
+_FIRMWARE = 64  # characters
 
 
 class CameraLinkApi(CameraLinkServiceServicer):
@@ -34,26 +39,30 @@ class CameraLinkApi(CameraLinkServiceServicer):
         """One link of one camera."""
         camera = caller().machine
         link = await self._service.open_link(camera, str(uuid7()))
-        reports = asyncio.create_task(self._read(link, request_iterator))
+        reports: asyncio.Task[None] | None = None
         orders: asyncio.Task[Orders] | None = None
         try:
+            # Whatever its reports are like, a camera gets its orders first.
+            yield link_pb.ConnectResponse(orders=_orders(await self._service.next_orders(link)))
+            reports = asyncio.create_task(self._read(link, request_iterator))
             while not reports.done():
                 orders = asyncio.create_task(self._service.next_orders(link))
                 await asyncio.wait({reports, orders}, return_when=asyncio.FIRST_COMPLETED)
                 if not orders.done():
                     break
                 yield link_pb.ConnectResponse(orders=_orders(orders.result()))
-            reports.result()  # raises what was wrong with a report
+            reports.result()  # raises what could not be read
         finally:
-            reports.cancel()
-            if orders is not None:
-                orders.cancel()
+            for task in (reports, orders):
+                if task is not None:
+                    task.cancel()
             await asyncio.shield(self._service.close_link(link))
 
     async def _read(self, link: LocalLink, requests: AsyncIterator[link_pb.ConnectRequest]) -> None:
         async for request in requests:
-            check(request)
-            await self._service.take_report(link.camera, _report(request.report))
+            require_readable(request)
+            if request.HasField("report"):
+                await self._service.take_report(link.camera, _report(request.report))
 
 
 class StreamApi(StreamServiceServicer):
@@ -97,19 +106,40 @@ def _orders(orders: Orders) -> link_pb.CameraOrders:
 
 
 def _report(message: link_pb.CameraReport) -> Report:
-    handled = tuple(map(_handled, message.handled))
+    """The report's model form, whatever is in it: what cannot be right is left out and named as a fault."""
+    _keep_newest(message)
+    faults = {re.sub(r"\[\d+\]", "", path): value for path, value in settle(message, ()).items()}
+    handled: dict[tuple[str, int], Handled] = {}
+    for each in map(_handled, message.handled):
+        handled[each.emergency_id, each.epoch] = each
+    firmware, is_whole = readable(message.firmware, _FIRMWARE)
+    if not is_whole:
+        faults["firmware"] = firmware
     kept = link_pb.CameraReport()
     kept.CopyFrom(message)
+    kept.firmware = firmware.encode()
     del kept.handled[:]
-    return Report(message.boot_id, message.sequence, kept.SerializeToString(), message.audio_muted, handled)
+    kept.DiscardUnknownFields()
+    if kept.HasField("device_time") and read_time(kept.device_time) is None:
+        faults["device_time"] = str(kept.device_time.seconds)
+        kept.ClearField("device_time")
+    return Report(message.boot_id, message.sequence, kept.SerializeToString(), message.audio_muted, tuple(handled.values()), faults)
+
+
+def _keep_newest(message: link_pb.CameraReport) -> None:
+    """Ids of emergencies are in order of time, by the platform's clock."""
+    if len(message.handled) > _HANDLED:
+        newest = sorted(message.handled, key=lambda each: (each.emergency_id, each.epoch))[-_HANDLED:]
+        del message.handled[:]
+        message.handled.extend(newest)
 
 
 def _handled(message: link_pb.HandledOrder) -> Handled:
     refusal = message.refusal_reason
     return Handled(
-        message.emergency_id,
+        message.emergency_id.lower(),
         message.epoch,
         State(ActivationState.Name(message.result).removeprefix("ACTIVATION_STATE_")),
         "" if refusal == REFUSAL_REASON_UNSPECIFIED else RefusalReason.Name(refusal).removeprefix("REFUSAL_REASON_"),
-        message.device_time.ToDatetime(UTC) if message.HasField("device_time") else None,
+        read_time(message.device_time) if message.HasField("device_time") else None,
     )

@@ -9,7 +9,7 @@ from chassis.bus import Publisher, Received, Record, parse
 from chassis.clock import Clock, stamp
 from chassis.db import Database, Statements, Transaction
 from chassis.errors import PoisonError
-from chassis.names import are_names, is_uuid
+from chassis.names import are_names, is_uuid, on_wire
 from contracts.topics import ACTIVATION_DECISION, ACTIVATION_REJECTION, ACTIVATION_RESULT, EMERGENCY_EVENT, STREAM_CAMERA
 from sightline.activation.v1.activation_pb2 import (
     ActivationDecision,
@@ -20,18 +20,18 @@ from sightline.activation.v1.activation_pb2 import (
     RefusalReason,
 )
 from sightline.emergency.v1.emergency_pb2 import ALARM_STATUS_EXERCISE, EMERGENCY_STATE_CLEARED, Emergency, EmergencyEvent, SubjectState
-from sightline.streams.v1.stream_service_pb2 import CameraStatus
+from sightline.streams.v1.stream_service_pb2 import CameraFault, CameraStatus
 
 from services.streams.model import Activation, CameraView, Decision, KnownEmergency
 from services.streams.service import StreamsService
 
-_STATE, _REFUSAL, _NO_CAMERA = "ACTIVATION_STATE_", "REFUSAL_REASON_", "NO_CAMERA_REASON_"
+_NO_CAMERA = "NO_CAMERA_REASON_"
 # Decisions are of use within the longest age gate, and a margin; emergencies are state.
 DECISIONS_SINCE, EMERGENCIES_SINCE = timedelta(minutes=35), timedelta(hours=24)
 _UNSETTLED = (SubjectState.SUBJECT_STATE_UNPINNED, SubjectState.SUBJECT_STATE_UNSPECIFIED)
 # A camera is told of again after this time; how many at once.
 CAMERAS_AGAIN, _CAMERAS_AT_ONCE = timedelta(minutes=10), 500
-_SOURCE, _CAMERAS = 100, 16  # characters, and cameras of one officer, at the most
+_SOURCE, _CAMERAS, _EARLIER = 100, 16, 20  # characters, cameras of one officer, earlier officers, at the most
 
 
 class Cameras(Protocol):
@@ -51,9 +51,9 @@ def to_result(a: Activation) -> ActivationResult:
         version=a.version,
         agency_id=a.agency_id,
         officer_id=a.officer_id,
-        state=ActivationState.Value(_STATE + a.state),
-        refusal_reason=RefusalReason.Value(_REFUSAL + (a.refusal_reason or "UNSPECIFIED")),
-        no_camera_reason=NoCameraReason.Value(_NO_CAMERA + (a.no_camera_reason or "UNSPECIFIED")),
+        state=on_wire(ActivationState, "ACTIVATION_STATE", a.state),
+        refusal_reason=on_wire(RefusalReason, "REFUSAL_REASON", a.refusal_reason),
+        no_camera_reason=on_wire(NoCameraReason, "NO_CAMERA_REASON", a.no_camera_reason),
         requested_at=stamp(a.requested_at),
         ordered_at=stamp(a.ordered_at),
         answered_at=stamp(a.answered_at),
@@ -71,6 +71,7 @@ def to_known(emergency: Emergency) -> KnownEmergency:
         emergency.state != EMERGENCY_STATE_CLEARED,
         emergency.status == ALARM_STATUS_EXERCISE,
         None if emergency.subject.state in _UNSETTLED else emergency.subject.officer_id,
+        tuple(each.officer_id for each in emergency.earlier if not each.HasField("not_involved"))[-_EARLIER:],
     )
 
 
@@ -105,8 +106,9 @@ def _name(enum: type[NoCameraReason], number: int, prefix: str) -> str:
 def to_status(view: CameraView, version: int = 0) -> CameraStatus:
     """A camera's wire form."""
     status = CameraStatus(
-        camera_id=view.camera_id, agency_id=view.agency_id, linked=view.linked, linked_at=stamp(view.linked_at), version=version
-    )
+        camera_id=view.camera_id, agency_id=view.agency_id, linked=view.linked, linked_at=stamp(view.linked_at), version=version,
+        faults=[CameraFault(field=each.field, value=each.value, first_at=stamp(each.first_at)) for each in view.faults],
+    )  # fmt: skip
     if view.report is not None and view.reported_at:
         status.report.ParseFromString(view.report)
         status.reported_at.FromDatetime(view.reported_at)
@@ -188,6 +190,7 @@ class EmergencyReader:
         emergency = parse(EmergencyEvent, received.value).emergency
         if not is_uuid(emergency.emergency_id) or not 0 < emergency.version < 2**63 or not 0 < emergency.epoch < 2**31:
             raise PoisonError("an event without emergency, version or epoch")
-        if not are_names(emergency.agency_id, emergency.subject.officer_id or "-"):
+        earlier = (each.officer_id for each in emergency.earlier)
+        if not are_names(emergency.agency_id, emergency.subject.officer_id or "-", *earlier):
             raise PoisonError("an event with impossible names")
         await self._service.take_emergency(to_known(emergency))

@@ -6,9 +6,11 @@ REQUESTED ──▶ RECORDING | ALREADY_RECORDING | REFUSED      the camera's wo
 NO_CAMERA                                  the decision named none, final
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
+
+from chassis.names import KeptEnum
 
 # A lane answers within milliseconds; what is older is decided here.
 RECONCILE_AFTER = timedelta(milliseconds=700)
@@ -18,7 +20,7 @@ TIMED_OUT_AFTER = timedelta(seconds=5)
 POSITION_IN_EMERGENCY, POSITION_IDLE = timedelta(seconds=5), timedelta(minutes=15)
 
 
-class State(StrEnum):
+class State(KeptEnum):
     """Where the start of one camera stands."""
 
     REQUESTED = "REQUESTED"
@@ -45,6 +47,11 @@ class KnownEmergency:
     is_open: bool
     exercise: bool
     officer_id: str | None = None  # whose emergency it is; empty: nobody's; None: not settled yet
+    involved: tuple[str, ...] = ()  # earlier officers of it whom nobody has marked as not involved: their orders and pictures stay
+
+    def stands(self, activation: "Activation") -> bool:
+        """Whether a start that no camera has answered is still wanted."""
+        return self.is_open and (activation.epoch >= self.epoch or activation.officer_id in self.involved)
 
 
 @dataclass(frozen=True)
@@ -128,13 +135,18 @@ class Activation:
         return replace(self, version=self.version + 1, **changes)  # type: ignore[arg-type]
 
 
-def activations(decision: Decision, *, emergency_is_open: bool, now: datetime, traceparent: str) -> list[Activation]:
-    """One activation a camera; one without a camera that carries the reason when there is none."""
+def activations(
+    decision: Decision, *, emergency_is_open: bool, now: datetime, traceparent: str, expires_at: datetime | None = None
+) -> list[Activation]:
+    """One activation a camera; one without a camera that carries the reason when there is none.
+
+    `expires_at` is by the clock of `now`; the decision's own if there is only one clock.
+    """
     state = State.NO_CAMERA if not decision.camera_ids else State.REQUESTED if emergency_is_open else State.WITHDRAWN
     return [
         Activation(
             decision.emergency_id, decision.epoch, camera_id, 1, decision.agency_id, decision.officer_id, state, now,
-            decision.expires_at, no_camera_reason=decision.no_camera_reason, traceparent=traceparent,
+            expires_at or decision.expires_at, no_camera_reason=decision.no_camera_reason, traceparent=traceparent,
         )
         for camera_id in decision.camera_ids or ("",)
     ]  # fmt: skip
@@ -197,13 +209,17 @@ class Orders:
 
 @dataclass(frozen=True)
 class Report:
-    """A camera's report; `content` is kept as it came, without the list of handled orders."""
+    """A camera's report; `content` is kept as it came, without the list of handled orders, and without what could not be right.
+
+    The latter is in `faults`: values by their fields, as text.
+    """
 
     boot_id: int
     sequence: int
     content: bytes
     audio_muted: bool
     handled: tuple["Handled", ...]
+    faults: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -227,3 +243,13 @@ class CameraView:
     linked_at: datetime | None
     reported_at: datetime | None
     report: bytes | None
+    faults: tuple["CameraFault", ...] = ()
+
+
+@dataclass(frozen=True)
+class CameraFault:
+    """A value of a camera's reports that could not be right."""
+
+    field: str
+    value: str
+    first_at: datetime

@@ -1,11 +1,13 @@
 """What the streams service asks of other services."""
 
 import time
+from datetime import datetime
 from typing import Any
 
 import grpc
 from activation import join
 from chassis import telemetry
+from chassis.clock import Clock, Skew, read_time
 from chassis.errors import Unavailable
 from chassis.rpc import with_trace
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
@@ -27,8 +29,9 @@ _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 class Peers:
     """The emergency service and the registry over gRPC. Every question raises Unavailable when it gets no answer."""
 
-    def __init__(self, emergency: grpc.aio.Channel, registry: grpc.aio.Channel) -> None:
-        self._emergency, self._registry = EmergencyServiceStub(emergency), RegistryServiceStub(registry)
+    def __init__(self, emergency: grpc.aio.Channel, registry: grpc.aio.Channel, clock: Clock) -> None:
+        self._emergency, self._registry, self._clock = EmergencyServiceStub(emergency), RegistryServiceStub(registry), clock
+        self.skew = Skew()  # of the emergency service's clock, as each look at what is open tells
         self._registry_rests_until = 0.0
 
     async def open_emergencies(self) -> list[OpenEmergency]:
@@ -36,11 +39,18 @@ class Peers:
         found: list[OpenEmergency] = []
         request = pb.ScanOpenEmergenciesRequest()
         while True:
+            asked = self._clock.now()
             page = await _ask(self._emergency.ScanOpenEmergencies, request)
+            if page.HasField("now") and (theirs := read_time(page.now)):
+                self.skew.measured(asked, theirs, self._clock.now())
             found += [OpenEmergency(e.emergency_id, e.version, e.epoch, e.epoch_age.ToTimedelta()) for e in page.emergencies]
             if not page.more:
                 return found
             request.after_emergency_id = found[-1].emergency_id
+
+    def here(self, at: datetime) -> datetime:
+        """A time of the emergency service by our own clock: what travels is how much of it is left."""
+        return at - self.skew.ahead
 
     async def emergency(self, emergency_id: str) -> KnownEmergency | None:
         """An emergency as its owner knows it; None if there is none."""

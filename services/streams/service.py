@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
@@ -14,7 +14,7 @@ from chassis.clock import Clock
 from chassis.db import Database, Row, Statements, Transaction
 from chassis.errors import Changed, NotFound, Unavailable
 from chassis.identity import Caller, Machine
-from chassis.recent import Recent, Waiting
+from chassis.recent import Recent, Tally, Waiting
 from sightline.audit.v1.record_pb2 import AuditOutcome
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
@@ -75,6 +75,7 @@ class Streams(Protocol):
         self, tx: Transaction, camera_id: str, agency_id: str, names: Sequence[Handled]
     ) -> list[tuple[Handled, Activation]]: ...
     async def unexpected(self, tx: Transaction, camera_id: str, agency_id: str, names: Sequence[Handled]) -> list[tuple[str, int]]: ...
+    async def add_faults(self, tx: Transaction, camera_id: str, agency_id: str, faults: Mapping[str, str], now: datetime) -> list[str]: ...
     async def raise_orders(self, tx: Transaction, camera_ids: Sequence[str], agency_id: str) -> None: ...
     async def take_orders(self, db: Statements, camera_id: str, agency_id: str, now: datetime) -> Orders: ...
     async def link(self, tx: Transaction, camera_id: str, agency_id: str, link_id: str, replica_id: str, now: datetime) -> None: ...
@@ -92,6 +93,10 @@ class Peers(Protocol):
 
     async def open_emergencies(self) -> list[OpenEmergency]:
         """All that is open."""
+        ...
+
+    def here(self, at: datetime) -> datetime:
+        """A time of the emergency service by our own clock."""
         ...
 
     async def emergency(self, emergency_id: str) -> KnownEmergency | None:
@@ -155,6 +160,10 @@ class StreamsService:
         self._versions: Recent[str, int] = Recent()
         self._answers: Recent[tuple[str, int], bytes] = Recent()
         self._undecided: set[tuple[str, int]] = set()
+        # What cameras say and nobody ordered, each name once; and values that could not be right, each once.
+        self._named: Recent[tuple[str, str, str, int], bool] = Recent()
+        self._unexpected: Tally[tuple[str, str]] = Tally()
+        self._faults: Recent[tuple[str, str, str, str], bool] = Recent()
         self._nudge = nudge or asyncio.Event()
         self.reconciled = asyncio.Event()
 
@@ -218,7 +227,7 @@ class StreamsService:
         if not await self._store.keep_emergency(tx, known) or (known.is_open and known.epoch == 1):
             return ()
         there = await self._store.of_emergency(tx, known.emergency_id, lock=True)
-        gone = [a for a in there if not known.is_open or a.epoch < known.epoch]
+        gone = [a for a in there if not known.stands(a)]
         await self._save(tx, gone, [a.withdrawn() for a in gone])
         return sorted({a.camera_id for a in gone if a.camera_id})
 
@@ -336,7 +345,8 @@ class StreamsService:
 
     async def _execute(self, tx: Transaction, decision: Decision, *, emergency_is_open: bool) -> None:
         now = self._clock.now()
-        new = activations(decision, emergency_is_open=emergency_is_open, now=now, traceparent=decision.traceparent)
+        expires_at = self._peers.here(decision.expires_at)
+        new = activations(decision, emergency_is_open=emergency_is_open, now=now, expires_at=expires_at, traceparent=decision.traceparent)
         await self._store.add(tx, new)
         for activation in new:
             self._announcer.announce(tx, activation)
@@ -453,8 +463,10 @@ class StreamsService:
                 return orders
 
     async def take_report(self, camera: Machine, report: Report) -> None:
-        """A camera tells its state and what it did; its word is accepted at any time."""
+        """A camera tells its state and what it did; its word is accepted at any time, whatever else it says."""
         now = self._clock.now()
+        if report.faults:
+            await self._note_faults(camera, report.faults, now)
         if not report.handled:
             async with self._database.statements() as db:
                 return await self._store.keep_report(db, camera.id, camera.agency_id, report, now)
@@ -469,12 +481,44 @@ class StreamsService:
             with telemetry.span("camera answered", parent=activation.traceparent or None):
                 answered = activation.answered(handled.state, handled.refusal_reason, handled.device_time, now)
                 await self._save(tx, [activation], [answered], camera.actor)
-        if len(found) == len(names):
-            return
-        for emergency_id, epoch in await self._store.unexpected(tx, camera.id, camera.agency_id, names):
-            telemetry.log().error("a camera acted on an order that nobody gave", camera=camera.id, emergency=emergency_id)
-            target, details = f"cameras/{camera.id}", {"epoch": str(epoch)}
+        if len(found) < len(names):
+            await self._note_unexpected(tx, camera, names, now)
+
+    async def _note_unexpected(self, tx: Transaction, camera: Machine, names: Sequence[Handled], now: datetime) -> None:
+        """A camera acted on orders that nobody gave: told at once, then once a minute how many more, for it can name any number."""
+        news = [each for each in names if (camera.agency_id, camera.id, each.emergency_id, each.epoch) not in self._named]
+        unknown = await self._store.unexpected(tx, camera.id, camera.agency_id, news) if news else []
+        for each in news:
+            self._named.put((camera.agency_id, camera.id, each.emergency_id, each.epoch), True)
+        if unknown and self._unexpected.count((camera.agency_id, camera.id), len(unknown), now):
+            emergency_id, epoch = unknown[0]
+            telemetry.log().error("a camera acted on orders that nobody gave", camera=camera.id, orders=len(unknown), first=emergency_id)
+            target, details = f"cameras/{camera.id}", {"epoch": str(epoch), "orders": str(len(unknown))}
             self._audit.record(tx, Entry("activation.unexpected", camera.actor, target, camera.agency_id, emergency_id, details))
+
+    async def tell_unexpected(self) -> None:
+        """Record how many more orders that nobody gave cameras named in minutes that are over."""
+        over = self._unexpected.take(self._clock.now())
+        if not over:
+            return
+        async with self._database.transaction() as tx:
+            for name, orders in over:
+                agency_id, camera_id = name or (_SYSTEM.agency_id, "of many")
+                telemetry.log().error("a camera acted on orders that nobody gave", camera=camera_id, orders=orders)
+                target, details = f"cameras/{camera_id}", {"orders": str(orders)}
+                self._audit.record(tx, Entry("activation.unexpected", _SYSTEM, target, agency_id, details=details))
+
+    async def _note_faults(self, camera: Machine, faults: Mapping[str, str], now: datetime) -> None:
+        """Values that could not be right: each is kept, recorded and shown once."""
+        new = {f: value for f, value in faults.items() if (camera.agency_id, camera.id, f, value) not in self._faults}
+        if not new:
+            return
+        async with self._database.transaction() as tx:
+            for name in await self._store.add_faults(tx, camera.id, camera.agency_id, new, now):
+                target, details = f"cameras/{camera.id}", {"field": name, "value": new[name]}
+                self._audit.record(tx, Entry("camera.fault", camera.actor, target, camera.agency_id, details=details))
+        for name, value in new.items():
+            self._faults.put((camera.agency_id, camera.id, name, value), True)
 
     async def sweep_links(self) -> None:
         """Find out which of this replica's links have new orders or have been superseded elsewhere: what changed lately."""

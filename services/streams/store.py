@@ -1,7 +1,7 @@
 """The streams service's SQL."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from datetime import datetime, timedelta
 from typing import LiteralString
@@ -10,6 +10,7 @@ from chassis.db import NOT_DURABLE, Row, Statements, Transaction
 
 from services.streams.model import (
     Activation,
+    CameraFault,
     CameraView,
     Decision,
     Gap,
@@ -41,11 +42,18 @@ _WATCHED: LiteralString = (
     "EXISTS (SELECT 1 FROM session s JOIN viewer_grant g ON g.session_id = s.session_id AND g.redeemed_at IS NOT NULL"
     " AND g.ended_at IS NULL WHERE s.agency_id = c.agency_id AND s.camera_id = c.camera_id AND s.state <> 'ENDED')"
 )
+# The start `a` is wanted by its emergency `k`: of the present epoch, or of an earlier officer who may be involved.
+_WANTED: LiteralString = (
+    "k.emergency_id = a.emergency_id AND k.is_open"
+    " AND (k.epoch = a.epoch OR a.officer_id = ANY(k.involved) AND a.epoch < k.epoch AND a.state <> 'WITHDRAWN')"
+)
 # An emergency of the camera `c` is open, also when it is too late to start the camera for it.
 _IN_EMERGENCY: LiteralString = (
-    "EXISTS (SELECT 1 FROM activation a JOIN known_emergency k ON k.emergency_id = a.emergency_id AND k.epoch = a.epoch AND k.is_open"
+    f"EXISTS (SELECT 1 FROM activation a JOIN known_emergency k ON {_WANTED}"
     " WHERE a.camera_id = c.camera_id AND a.agency_id = c.agency_id AND a.state <> 'WITHDRAWN')"
 )
+# Faults of a camera that are kept at the most: one that makes up new ones for ever says nothing new.
+_FAULTS_AT_MOST = 20
 _UNFINISHED: LiteralString = "a.state IN ('REQUESTED', 'UNREACHABLE', 'TIMED_OUT', 'WITHDRAWN')"
 
 
@@ -56,22 +64,22 @@ class Store:
         """Keep what is newer than what is known; False if it is not."""
         return bool(
             await tx.execute(
-                "INSERT INTO known_emergency AS k (emergency_id, version, epoch, agency_id, is_open, exercise, officer_id)"
-                " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (emergency_id) DO UPDATE SET"
-                " version = excluded.version, epoch = excluded.epoch, is_open = excluded.is_open, officer_id = excluded.officer_id"
-                " WHERE k.version < excluded.version",
-                astuple(known),
+                "INSERT INTO known_emergency AS k (emergency_id, version, epoch, agency_id, is_open, exercise, officer_id, involved)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (emergency_id) DO UPDATE SET"
+                " version = excluded.version, epoch = excluded.epoch, is_open = excluded.is_open, officer_id = excluded.officer_id,"
+                " involved = excluded.involved WHERE k.version < excluded.version",
+                [*astuple(known)[:-1], list(known.involved)],
             )
         )
 
     async def emergency(self, tx: Transaction, emergency_id: str) -> KnownEmergency | None:
         """What is known of an emergency; it cannot be cleared under the caller."""
         row = await tx.one(
-            "SELECT emergency_id::text, version, epoch, agency_id, is_open, exercise, officer_id FROM known_emergency"
+            "SELECT emergency_id::text, version, epoch, agency_id, is_open, exercise, officer_id, involved FROM known_emergency"
             " WHERE emergency_id = %s FOR SHARE",
             [emergency_id],
         )
-        return KnownEmergency(**row) if row else None
+        return KnownEmergency(**row | {"involved": tuple(row["involved"])}) if row else None
 
     async def newest_versions(self, db: Statements, limit: int) -> list[tuple[str, int]]:
         """The newest emergencies with their versions, oldest first."""
@@ -202,15 +210,29 @@ class Store:
         return [(by_name[a.emergency_id, a.epoch], a) for a in found]
 
     async def unexpected(self, tx: Transaction, camera_id: str, agency_id: str, names: Sequence[Handled]) -> list[tuple[str, int]]:
-        """Names that this camera was never given and has not been noticed for before."""
+        """Names that this camera was never given."""
         rows = await tx.all(
-            "INSERT INTO unexpected_report (agency_id, camera_id, emergency_id, epoch) SELECT %s, %s, n.id, n.epoch"
-            " FROM unnest(%s::uuid[], %s::int[]) AS n (id, epoch) WHERE NOT EXISTS (SELECT 1 FROM activation a"
-            " WHERE a.camera_id = %s AND a.agency_id = %s AND a.emergency_id = n.id AND a.epoch = n.epoch)"
-            " ON CONFLICT DO NOTHING RETURNING emergency_id::text, epoch",
-            [agency_id, camera_id, [h.emergency_id for h in names], [h.epoch for h in names], camera_id, agency_id],
+            "SELECT n.id::text AS emergency_id, n.epoch FROM unnest(%s::uuid[], %s::int[]) AS n (id, epoch)"
+            " WHERE NOT EXISTS (SELECT 1 FROM activation a"
+            " WHERE a.camera_id = %s AND a.agency_id = %s AND a.emergency_id = n.id AND a.epoch = n.epoch)",
+            [[h.emergency_id for h in names], [h.epoch for h in names], camera_id, agency_id],
         )
         return [(row["emergency_id"], row["epoch"]) for row in rows]
+
+    async def add_faults(self, tx: Transaction, camera_id: str, agency_id: str, faults: Mapping[str, str], now: datetime) -> list[str]:
+        """Keep values that could not be right, each once; returns the fields of those that are new."""
+        rows = await tx.all(
+            "INSERT INTO camera_fault (agency_id, camera_id, field, value, first_at)"
+            " SELECT %(agency)s, %(camera)s, n.field, n.value, %(now)s"
+            " FROM unnest(%(fields)s::text[], %(values)s::text[]) AS n (field, value) WHERE (SELECT count(*) FROM camera_fault f"
+            " WHERE f.agency_id = %(agency)s AND f.camera_id = %(camera)s) < %(most)s LIMIT %(most)s"
+            " ON CONFLICT DO NOTHING RETURNING field",
+            {
+                "agency": agency_id, "camera": camera_id, "now": now, "fields": list(faults), "values": list(faults.values()),
+                "most": _FAULTS_AT_MOST,
+            },
+        )  # fmt: skip
+        return [row["field"] for row in rows]
 
     async def raise_orders(self, tx: Transaction, camera_ids: Sequence[str], agency_id: str) -> None:
         """The orders of these cameras have changed; in one order, so that two callers cannot block each other."""
@@ -225,10 +247,10 @@ class Store:
         rows = await db.all(
             "WITH told AS (UPDATE activation a SET ordered_at = %(now)s"
             f" FROM {NOT_DURABLE}, known_emergency k WHERE a.camera_id = %(camera)s AND a.agency_id = %(agency)s AND a.ordered_at IS NULL"
-            " AND a.expires_at > %(now)s AND k.emergency_id = a.emergency_id AND k.epoch = a.epoch AND k.is_open)"
+            f" AND a.expires_at > %(now)s AND {_WANTED})"
             " SELECT c.orders_version, a.emergency_id::text, a.epoch, a.expires_at, a.traceparent, k.exercise,"
             f" {_PUBLISH} AS publish, {_WATCHED} AS watched, {_IN_EMERGENCY} AS in_emergency FROM camera c"
-            " LEFT JOIN (activation a JOIN known_emergency k ON k.emergency_id = a.emergency_id AND k.epoch = a.epoch AND k.is_open)"
+            f" LEFT JOIN (activation a JOIN known_emergency k ON {_WANTED})"
             " ON a.camera_id = c.camera_id AND a.agency_id = c.agency_id AND a.expires_at > %(now)s"
             " WHERE c.camera_id = %(camera)s AND c.agency_id = %(agency)s ORDER BY a.requested_at",
             {"camera": camera_id, "agency": agency_id, "now": now},
@@ -327,7 +349,15 @@ class Store:
             " WHERE agency_id = %s AND camera_id > %s AND linked_at IS NOT NULL ORDER BY camera_id LIMIT %s",
             [agency_id, after, limit],
         )
-        return [CameraView(**row) for row in rows]
+        found = await db.all(
+            "SELECT camera_id, field, value, first_at FROM camera_fault WHERE agency_id = %s AND camera_id = ANY(%s)"
+            " ORDER BY first_at, field",
+            [agency_id, [row["camera_id"] for row in rows]],
+        )
+        faults: dict[str, list[CameraFault]] = {}
+        for row in found:
+            faults.setdefault(row["camera_id"], []).append(CameraFault(row["field"], row["value"], row["first_at"]))
+        return [CameraView(**row, faults=tuple(faults.get(row["camera_id"], ()))) for row in rows]
 
 
 def _activation(row: Row) -> Activation:

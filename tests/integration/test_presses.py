@@ -305,7 +305,7 @@ async def test_the_newest_link_of_a_camera_wins(world: World, someone: Someone) 
 async def test_a_press_with_padded_text_and_impossible_times_is_taken_and_marked(world: World, someone: Someone) -> None:
     officer = await world.duty(someone())
     press = world.gateway.press(officer.radio)
-    press.radio_alias = "P1\0\0\0"
+    press.radio_alias = b"P1\0\0\0"
     press.source_time.seconds = 2**40
     press.received_at.seconds = -62_135_596_800  # the year 1: the gateway's clock was set while it kept the press
 

@@ -144,7 +144,7 @@ class Camera:
         self._sequence += 1
         report = pb.CameraReport(
             boot_id=self._boot, sequence=self._sequence, state=self._state(), battery_percent=self.battery_percent,
-            storage_free_percent=0 if self.faults.storage_full else 60, audio_muted=self.muted, firmware="sim-1.0",
+            storage_free_percent=0 if self.faults.storage_full else 60, audio_muted=self.muted, firmware=b"sim-1.0",
         )  # fmt: skip
         report.device_time.GetCurrentTime()
         report.handled.extend(self._handled.values())

@@ -37,6 +37,7 @@ class Gateway:
     clock_skew: timedelta = timedelta(0)
     boot: int = field(default_factory=lambda: next(_boots))
     _counters: dict[int, "itertools.count[int]"] = field(default_factory=dict)
+    _received: dict[str, float] = field(default_factory=dict)  # when each press came, by a clock that nobody sets
     _channel: grpc.aio.Channel | None = None
 
     @property
@@ -64,9 +65,10 @@ class Gateway:
         request_id = uuid.uuid5(_NAMESPACE, f"{radio.wacn}/{radio.system_id}/{radio.unit_id}/{self.boot}/{count}")
         request = pb.RaiseAlarmRequest(
             request_id=str(request_id), radio=radio, press=pb.PressCounter(counter=count, boot_epoch=self.boot), status=status,
-            radio_alias=f"P{radio.unit_id}", talkgroup_id=101,
+            radio_alias=f"P{radio.unit_id}".encode(), talkgroup_id=101,
         )  # fmt: skip
         request.received_at.FromDatetime(self.now() - late)
+        self._received[request.request_id] = time.monotonic() - late.total_seconds()
         return request
 
     async def send(self, request: pb.RaiseAlarmRequest, within: timedelta = timedelta(seconds=30)) -> pb.RaiseAlarmResponse:
@@ -84,6 +86,8 @@ class Gateway:
     async def attempt(self, request: pb.RaiseAlarmRequest) -> pb.RaiseAlarmResponse:
         """Send a press once."""
         request.sent_at.FromDatetime(self.now())
+        if request.request_id in self._received:
+            request.waited.FromTimedelta(timedelta(seconds=time.monotonic() - self._received[request.request_id]))
         answer: pb.RaiseAlarmResponse = await self.stub.RaiseAlarm(request, timeout=_ATTEMPT_S, metadata=with_trace())
         return answer
 

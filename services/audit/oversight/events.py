@@ -8,7 +8,7 @@ from chassis.bus import Received, Record, parse
 from chassis.clock import stamp
 from chassis.db import Transaction
 from chassis.errors import PoisonError
-from chassis.names import are_names, is_uuid
+from chassis.names import are_names, is_uuid, on_wire
 from contracts.topics import AUDIT_ALERT, MEDIA_SERVED, STREAM_GRANT
 from sightline.audit.v1 import alert_pb2 as pb
 from sightline.media.v1.served_pb2 import ServedAccount
@@ -73,14 +73,14 @@ def to_alert(alert: Alert) -> pb.Alert:
     """The alert's wire form: whom it concerns is not in it."""
     return pb.Alert(
         alert_id=alert.alert_id,
-        rule=pb.AlertRule.Value(f"ALERT_RULE_{alert.rule}"),
+        rule=on_wire(pb.AlertRule, "ALERT_RULE", alert.rule),
         agency_id=alert.agency_id,
         explanation=alert.explanation,
         evidence=alert.evidence,
         raised_at=stamp(alert.raised_at),
         due_at=stamp(alert.due_at),
         reviewer=alert.reviewer,
-        outcome=pb.AlertOutcome.Value(f"ALERT_OUTCOME_{alert.outcome or 'UNSPECIFIED'}"),
+        outcome=on_wire(pb.AlertOutcome, "ALERT_OUTCOME", alert.outcome),
         resolved_at=stamp(alert.resolved_at),
         resolved_by=alert.resolved_by,
     )

@@ -8,11 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from statistics import median
 from typing import TypeVar
 
-from chassis.names import PLATFORM
+from chassis.names import PLATFORM, KeptEnum
 from sightline.audit.v1.leaf_pb2 import AuditLeaf, AuditPersonal
 from sightline.common.v1.actor_pb2 import ActorKind
 
@@ -34,7 +33,7 @@ _SPACE = re.compile(r"\s+")
 _TEXTS = ("note", "reason")
 
 
-class Rule(StrEnum):
+class Rule(KeptEnum):
     """What was noticed; names as in sightline.audit.v1.AlertRule, which describes them."""
 
     UNEXPLAINED_VIEWING = "UNEXPLAINED_VIEWING"
@@ -51,7 +50,7 @@ class Rule(StrEnum):
     UNUSUAL_VOLUME = "UNUSUAL_VOLUME"
 
 
-class Outcome(StrEnum):
+class Outcome(KeptEnum):
     """What a reviewer found."""
 
     JUSTIFIED = "JUSTIFIED"

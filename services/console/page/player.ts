@@ -17,6 +17,7 @@ const REVOKED = 4403;
 const CAUSES: Record<string, string> = {
   EMERGENCY_CLEARED: "the emergency was cleared",
   HOLDER_CHANGED: "another officer wears the camera now",
+  NOT_INVOLVED: "the emergency is not about this officer any more",
   EXPIRED: "your permission has expired",
   REVOKED: "your permission was taken back",
   SESSION_ENDED: "the camera has ended its stream",

@@ -262,7 +262,8 @@ def test_a_press_on_what_has_no_pin_yet_waits_for_it() -> None:
 @pytest.mark.parametrize(
     ("states", "outcome"),
     [
-        ([], Outcome.PENDING), (["REQUESTED"], Outcome.PENDING), (["REFUSED", "REQUESTED"], Outcome.PENDING), (["WITHDRAWN"], Outcome.PENDING),
+        ([], Outcome.PENDING), (["REQUESTED"], Outcome.PENDING), (["REFUSED", "REQUESTED"], Outcome.PENDING),
+        (["WITHDRAWN"], Outcome.PENDING),
         (["REFUSED", "TELEPORTED"], Outcome.PENDING), (["REFUSED", "UNREACHABLE", "TIMED_OUT"], Outcome.NOT_STARTED),
         (["REFUSED", "RECORDING"], Outcome.STARTED), (["ALREADY_RECORDING"], Outcome.STARTED), (["NO_CAMERA"], Outcome.NO_CAMERA),
     ],

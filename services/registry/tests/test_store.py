@@ -49,7 +49,52 @@ async def test_the_database_refuses_two_holders_at_a_time(database: Database, th
     with pytest.raises(WrongState) as refused:
         async with database.transaction() as tx:
             await store.hold(tx, bert, *things, "", span(7, 9))
-    assert refused.value.metadata == {"device": thing}
+    about = refused.value.metadata
+    assert (about["device"], about["since"]) == (thing, span(0, 8).start.isoformat(timespec="seconds"))
+    assert about["holder"].startswith("a-")
+    assert about["device_id"] in refused.value.message
+    assert about["holder"] in refused.value.message
+
+
+async def test_a_forgotten_check_in_is_taken_over(database: Database) -> None:
+    """P13: the device goes to who takes it now; what the other one holds besides stays."""
+    async with database.transaction() as tx:
+        anna, bert, radio, camera = await _force(tx)
+        await store.hold(tx, anna, [radio], [camera], "unit-1", span(0, None))
+    async with database.transaction() as tx:
+        assert await store.holders(tx, [radio], [], span(8, None).start) == [anna]
+        taken = await store.take_over(tx, bert, [radio], [], span(8, None).start)
+        await store.hold(tx, bert, [radio], [], "unit-2", span(8, None))
+    assert [(each.kind, each.holder[:2], each.span.start) for each in taken] == [("radio", "a-", span(0, None).start)]
+    async with database.transaction() as tx:
+        assert await store.carried(tx, anna, span(9, None).start) == ((f"cam-{taken[0].holder[2:]}",), "unit-1")
+        [duty] = await store.duties(tx, [radio], NOW)
+    assert [(each.officer_id[:2], each.span.end) for each in duty.intervals] == [("a-", span(8, None).start), ("b-", None)]
+
+
+async def test_what_began_later_is_not_taken_over(database: Database) -> None:
+    """A planned shift is nobody's oversight."""
+    async with database.transaction() as tx:
+        anna, bert, radio, _ = await _force(tx)
+        await store.hold(tx, anna, [radio], [], "", span(4, 8))
+    async with database.transaction() as tx:
+        assert await store.take_over(tx, bert, [radio], [], span(2, None).start) == []
+        with pytest.raises(WrongState):
+            await store.hold(tx, bert, [radio], [], "", span(2, None))
+
+
+async def test_an_officers_own_forgotten_shift_is_taken_over(database: Database) -> None:
+    async with database.transaction() as tx:
+        anna, _, radio, camera = await _force(tx)
+        await store.hold(tx, anna, [radio], [camera], "unit-1", span(0, None))
+    with pytest.raises(WrongState) as refused:
+        async with database.transaction() as tx:
+            await store.hold(tx, anna, [], [], "unit-2", span(8, None))
+    assert "unit-1" in refused.value.message
+    async with database.transaction() as tx:
+        await store.take_over(tx, anna, [radio], [camera], span(8, None).start)
+        await store.hold(tx, anna, [radio], [camera], "unit-2", span(8, None))
+        assert (await store.carried(tx, anna, span(9, None).start))[1] == "unit-2"
 
 
 async def test_only_one_of_many_concurrent_check_outs_gets_the_radio(database: Database) -> None:
@@ -72,10 +117,10 @@ async def test_a_change_raises_the_version_of_every_radio_that_it_touches(databa
     async with database.transaction() as tx:
         anna, _, radio, camera = await _force(tx)
         await store.hold(tx, anna, [radio], [], "", span(-1, None))
-        await store.touch(tx, anna, NOW - timedelta(minutes=30))
+        await store.touch(tx, [anna], NOW - timedelta(minutes=30))
         before = (await store.duties(tx, [radio], NOW))[0]
         await store.hold(tx, anna, [], [camera], "unit-1", span(0, None))
-        assert await store.touch(tx, anna, NOW - timedelta(minutes=30)) == [radio]
+        assert await store.touch(tx, [anna], NOW - timedelta(minutes=30)) == [radio]
         after = (await store.duties(tx, [radio], NOW))[0]
     assert after.version == before.version + 1
     held = after.at(NOW)
@@ -99,7 +144,7 @@ async def test_a_check_in_in_retrospect_is_a_new_version_too(database: Database)
         anna, _, radio, _ = await _force(tx)
         await store.hold(tx, anna, [radio], [], "", span(-5, None))
         released, _ = await store.release(tx, anna, NOW - timedelta(hours=2))
-        assert await store.touch(tx, anna, NOW - timedelta(minutes=30), released) == [radio]
+        assert await store.touch(tx, [anna], NOW - timedelta(minutes=30), released) == [radio]
 
 
 async def test_the_same_again_is_harmless_and_another_is_refused(database: Database) -> None:

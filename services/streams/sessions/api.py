@@ -1,10 +1,11 @@
 """The gRPC face of sessions: to relays, and to people's desks."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, timedelta
 from typing import Any
 
-from chassis.rpc import caller
+from chassis.clock import read_duration
+from chassis.rpc import caller, ignored
 from sightline.streams.v1 import relay_link_service_pb2 as link_pb
 from sightline.streams.v1 import session_service_pb2 as pb
 from sightline.streams.v1.relay_link_service_pb2_grpc import RelayLinkServiceServicer
@@ -13,6 +14,8 @@ from sightline.streams.v1.session_service_pb2_grpc import SessionServiceServicer
 from services.streams.sessions.events import to_cause, to_grant, to_session
 from services.streams.sessions.model import LEASE, Relay, Use
 from services.streams.sessions.service import SessionsService
+
+_AGE = timedelta(days=3660)  # of the last media: more is no time
 
 
 class RelayLinkApi(RelayLinkServiceServicer):
@@ -23,11 +26,12 @@ class RelayLinkApi(RelayLinkServiceServicer):
 
     async def Report(self, request: link_pb.ReportRequest, context: Any) -> link_pb.ReportResponse:
         """A relay is there, and what its sessions do."""
-        now = datetime.now(UTC)
-        heard = [(each.session_id, now - each.media_age.ToTimedelta(), each.stopped) for each in request.sessions]
+        ages = [(each.session_id.lower(), read_duration(each.media_age), each.stopped) for each in request.sessions]
+        heard = [(session_id, age, stopped) for session_id, age, stopped in ages if age is not None and abs(age) < _AGE]
         relay = Relay(request.relay_id, request.ingest_url, request.view_url, request.draining, request.full)
         over, muted = await self._service.report(relay, heard, request.not_kept)
-        return link_pb.ReportResponse(over=over, muted=muted)
+        left_out = len({path.partition(".")[0] for path in ignored()}) + len(ages) - len(heard)
+        return link_pb.ReportResponse(over=over, muted=muted, ignored=left_out)
 
     async def Admit(self, request: link_pb.AdmitRequest, context: Any) -> link_pb.AdmitResponse:
         """Whether a camera may send a session's media."""
@@ -87,9 +91,9 @@ class SessionApi(SessionServiceServicer):
 
     async def ExtendGrant(self, request: pb.ExtendGrantRequest, context: Any) -> pb.ExtendGrantResponse:
         """Prolong a grant of the caller."""
-        grant = await self._service.extend(caller(), request.grant_id)
+        grant, time_left = await self._service.extend(caller(), request.grant_id)
         response = pb.ExtendGrantResponse(grant=to_grant(grant))
-        response.time_left.FromTimedelta(grant.expires_at - datetime.now(UTC))
+        response.time_left.FromTimedelta(time_left)
         return response
 
     async def RevokeGrant(self, request: pb.RevokeGrantRequest, context: Any) -> pb.RevokeGrantResponse:

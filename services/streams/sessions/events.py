@@ -7,6 +7,7 @@ from chassis.bus import Received, Record, parse
 from chassis.clock import Clock, stamp
 from chassis.db import Transaction
 from chassis.errors import PoisonError
+from chassis.names import on_wire
 from contracts.topics import REGISTRY_DUTY, STREAM_GRANT, STREAM_SESSION
 from sightline.common.v1.actor_pb2 import Actor, ActorKind
 from sightline.registry.v1.duty_pb2 import DutyRecord
@@ -29,13 +30,13 @@ def to_session(s: Session) -> pb.Session:
         emergency_id=s.emergency_id,
         epoch=s.epoch,
         relay_id=s.relay_id,
-        state=pb.SessionState.Value(f"SESSION_STATE_{s.state}"),
+        state=on_wire(pb.SessionState, "SESSION_STATE", s.state),
         degraded=s.degraded,
         created_at=stamp(s.created_at),
         live_at=stamp(s.live_at),
         last_media_at=stamp(s.last_media_at),
         ended_at=stamp(s.ended_at),
-        end_cause=pb.SessionEndCause.Value(f"SESSION_END_CAUSE_{s.end_cause or 'UNSPECIFIED'}"),
+        end_cause=on_wire(pb.SessionEndCause, "SESSION_END_CAUSE", s.end_cause),
         audio_muted=s.audio_muted,
         not_kept_at=stamp(s.not_kept_at),
         gaps=[pb.SessionGap(**{"from": stamp(since), "until": stamp(until)}) for since, until in s.gaps],
@@ -66,7 +67,8 @@ def to_grant(g: Grant) -> pb.Grant:
 
 def to_cause(cause: str) -> pb.GrantEndCause.ValueType:
     """Wire form of why a grant is over; empty: it is not."""
-    return pb.GrantEndCause.Value(f"GRANT_END_CAUSE_{cause or 'UNSPECIFIED'}")
+    found: pb.GrantEndCause.ValueType = on_wire(pb.GrantEndCause, "GRANT_END_CAUSE", cause)
+    return found
 
 
 class SessionAnnouncer:

@@ -8,7 +8,8 @@ Grant: issued ──▶ redeemed ──▶ revoked ──▶ ended. `revoked` is
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
+
+from chassis.names import KeptEnum
 
 DEGRADED_AFTER, INTERRUPTED_AFTER = timedelta(seconds=3), timedelta(seconds=15)
 # A camera that is silent for so long does not come back to its session: its recording must end some day.
@@ -20,7 +21,7 @@ TOKEN_LASTS, GRANT_LASTS, LEASE = timedelta(seconds=60), timedelta(minutes=10), 
 GRACE = timedelta(seconds=60)
 
 
-class SessionState(StrEnum):
+class SessionState(KeptEnum):
     """Where a session stands."""
 
     GRANTED = "GRANTED"
@@ -30,7 +31,7 @@ class SessionState(StrEnum):
     ENDED = "ENDED"
 
 
-class SessionEnd(StrEnum):
+class SessionEnd(KeptEnum):
     """Why a session is over."""
 
     CAMERA_STOPPED = "CAMERA_STOPPED"
@@ -39,7 +40,7 @@ class SessionEnd(StrEnum):
     CAMERA_LOST = "CAMERA_LOST"
 
 
-class GrantEnd(StrEnum):
+class GrantEnd(KeptEnum):
     """Why a grant is over."""
 
     VIEWER_LEFT = "VIEWER_LEFT"
@@ -50,6 +51,7 @@ class GrantEnd(StrEnum):
     RELAY_LOST = "RELAY_LOST"
     REVOKED = "REVOKED"
     SESSION_ENDED = "SESSION_ENDED"
+    NOT_INVOLVED = "NOT_INVOLVED"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from chassis.audit import Audit, Entry
@@ -230,12 +230,13 @@ class SessionsService:
 
     # --- what relays ask and tell --------------------------------------------------------------------------------
 
-    async def report(self, relay: Relay, heard: Sequence[tuple[str, datetime, bool]], not_kept: Collection[str] = ()) -> Told:
-        """A relay is there; `heard` are its sessions with the time of their last media, and whether it has stopped.
+    async def report(self, relay: Relay, ages: Sequence[tuple[str, timedelta, bool]], not_kept: Collection[str] = ()) -> Told:
+        """A relay is there; `ages` are its sessions with the age of their last media, and whether it has stopped.
 
         For `not_kept` it had no room. Returns what the relay has to know of them.
         """
         now = self._clock.now()
+        heard = [(session_id, now - age, stopped) for session_id, age, stopped in ages]
         async with self._database.statements() as db:
             await self._store.report(db, relay)
             running = [(session_id, at) for session_id, at, stopped in heard if not stopped]
@@ -388,17 +389,18 @@ class SessionsService:
             self._tell_grant(tx, grant, "grant.issued", caller.actor)
         return grant, session, relay.view_url, token
 
-    async def extend(self, caller: Caller, grant_id: str) -> Grant:
-        """Prolong a grant of the caller's own; WrongState if it is over."""
+    async def extend(self, caller: Caller, grant_id: str) -> tuple[Grant, timedelta]:
+        """Prolong a grant of the caller's own; returns it with the time that is left. WrongState if it is over."""
+        now = self._clock.now()
         async with self._database.transaction() as tx:
             grant = _of_agency(caller, await self._store.grants(tx, [grant_id]))
             if grant.viewer != caller.actor.id:
                 raise Forbidden(Reason.ERROR_REASON_CALLER_NOT_ALLOWED, "only its viewer prolongs a grant")
-            extended = grant.extended(self._clock.now())
+            extended = grant.extended(now)
             if extended is grant:
                 raise WrongState(Reason.ERROR_REASON_NO_STREAM, "the grant is over: ask for another")
             await self._save_grants(tx, [grant], [extended])
-        return extended
+        return extended, extended.expires_at - now
 
     async def revoke(self, caller: Caller, grant_id: str) -> Grant:
         """End a grant of the caller's agency; NotFound if there is none."""
@@ -482,11 +484,11 @@ def _is_watching(grant: Grant) -> bool:
     return grant.redeemed_at is not None and grant.ended_at is None
 
 
-def _cause(session_end: str) -> GrantEnd:
-    """Why a grant is groundless: the emergency's clear, or what ended its session."""
-    if not session_end:
+def _cause(cause: str) -> GrantEnd:
+    """Why a grant is groundless: the emergency's clear, that it is not about the officer, or what ended its session."""
+    if not cause:
         return GrantEnd.EMERGENCY_CLEARED
-    return GrantEnd.HOLDER_CHANGED if session_end == SessionEnd.HOLDER_CHANGED else GrantEnd.SESSION_ENDED
+    return GrantEnd(cause) if cause in (GrantEnd.HOLDER_CHANGED, GrantEnd.NOT_INVOLVED) else GrantEnd.SESSION_ENDED
 
 
 def _one_a_camera(wanted: Sequence[Wanted]) -> list[Wanted]:

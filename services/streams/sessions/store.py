@@ -39,8 +39,9 @@ _HOMELESS: LiteralString = (
     + ")"
     " AND EXISTS (SELECT 1 FROM relay WHERE NOT draining AND " + _ALIVE + ")"
 )
-# The emergency `k` is a reason for the session `s`: it is open, and about the session's officer, as far as that is settled.
-_REASON: LiteralString = "k.is_open AND coalesce(k.officer_id, s.officer_id) = s.officer_id"
+# The emergency `k` is a reason for the session `s`: it is open, and about the session's officer, as far as that is settled, or was and
+# nobody has said that he or she is not involved.
+_REASON: LiteralString = "k.is_open AND (coalesce(k.officer_id, s.officer_id) = s.officer_id OR s.officer_id = ANY(k.involved))"
 _POINTLESS: LiteralString = (
     " FROM session s JOIN known_emergency k ON k.emergency_id = s.emergency_id WHERE s.state IN ('GRANTED', 'CONNECTING') AND NOT ("
     + _REASON
@@ -215,11 +216,11 @@ class Store:
     # --- grants --------------------------------------------------------------------------------------------------
 
     async def watchable(self, tx: Transaction, emergency_id: str, camera_id: str) -> Row | None:
-        """An emergency's agency, whether it is open, and whom its decision names with the camera; it cannot be cleared meanwhile."""
+        """An emergency's agency, whether it is open, and whom its decisions name with the camera; it cannot be cleared meanwhile."""
         return await tx.one(
             "SELECT k.agency_id, k.is_open, (SELECT a.officer_id FROM activation a WHERE a.emergency_id = k.emergency_id"
-            " AND a.epoch = k.epoch AND a.agency_id = k.agency_id AND a.camera_id = %s"
-            " AND a.state NOT IN ('REFUSED', 'WITHDRAWN', 'NO_CAMERA')) AS officer_id"
+            " AND (a.epoch = k.epoch OR a.officer_id = ANY(k.involved)) AND a.agency_id = k.agency_id AND a.camera_id = %s"
+            " AND a.state NOT IN ('REFUSED', 'WITHDRAWN', 'NO_CAMERA') ORDER BY a.epoch DESC LIMIT 1) AS officer_id"
             " FROM known_emergency k WHERE k.emergency_id = %s FOR SHARE",
             [camera_id, emergency_id],
         )
@@ -259,10 +260,10 @@ class Store:
         return await self._grants(tx, " FROM viewer_grant g WHERE g.grant_id = ANY(%s::uuid[]) ORDER BY g.grant_id", [list(ids)])
 
     async def groundless(self, tx: Transaction) -> list[tuple[Grant, str]]:
-        """Grants whose emergency was cleared or whose session is over, with the session's end cause, empty for the first; locked."""
+        """Grants whose emergency was cleared, whose session is over or whose officer it is not about, with why; locked."""
         rows = await tx.all(
             f"SELECT {_GRANT}, CASE WHEN NOT k.is_open THEN '' WHEN s.state = 'ENDED' THEN s.end_cause"
-            f" ELSE 'HOLDER_CHANGED' END AS cause {_GROUNDLESS}{_AT_ONCE}"
+            f" ELSE 'NOT_INVOLVED' END AS cause {_GROUNDLESS}{_AT_ONCE}"
             f" FOR UPDATE OF g{_WHO_IS_FREE}"
         )
         return [(Grant(**{k: v for k, v in row.items() if k != "cause"}), row["cause"]) for row in rows]

@@ -13,7 +13,7 @@ from chassis.identity import Machine
 from chassis.recent import Waiting
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
-from services.streams.model import Decision, KnownEmergency
+from services.streams.model import Activation, Decision, KnownEmergency
 from services.streams.service import StreamsService
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -34,6 +34,8 @@ class Tables:
         self.rejected: list[bytes] = []
         self.transactions = 0
         self.raised: list[list[str]] = []
+        self.added: list[Activation] = []
+        self.emergency_is_ahead = timedelta(0)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
@@ -77,13 +79,17 @@ class Tables:
     async def raise_orders(self, tx: Any, camera_ids: Sequence[str], agency_id: str) -> None:
         self.raised.append(list(camera_ids))
 
-    add = of_emergency = save = link = nothing
+    async def add(self, tx: Any, new: Sequence[Activation]) -> None:
+        self.added += new
+
+    of_emergency = save = link = nothing
 
 
 def replica(tables: Tables) -> StreamsService:
     silent = SimpleNamespace(announce=lambda *_: None, announce_rejection=lambda *_: None, record=lambda *_: None)
+    peers = SimpleNamespace(here=lambda at: at - tables.emergency_is_ahead)
     build: Any = StreamsService
-    return cast(StreamsService, build(tables, tables, silent, silent, silent, SimpleNamespace(now=lambda: NOW), "replica"))
+    return cast(StreamsService, build(tables, tables, peers, silent, silent, SimpleNamespace(now=lambda: NOW), "replica"))
 
 
 async def linked(tables: Tables) -> StreamsService:
@@ -249,3 +255,14 @@ def test_what_waits_keeps_its_place_and_the_oldest_gives_way() -> None:
     assert waiting.is_full
     waiting.put("c", 4, NOW + timedelta(seconds=3))
     assert waiting.all() == [2, 4]
+
+
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(minutes=5), timedelta(minutes=-5)])
+async def test_what_travels_is_the_time_that_is_left(ahead: timedelta) -> None:
+    """P15: hosts whose clocks are minutes apart; an absolute expiry would be over, or hours away."""
+    tables = Tables()
+    tables.emergency_is_ahead = ahead
+    service = await linked(tables)
+    await service.take_emergency(OPEN)
+    await service.take_decision(replace(decision(), expires_at=NOW + ahead + timedelta(seconds=119)))
+    assert [activation.expires_at for activation in tables.added] == [NOW + timedelta(seconds=119)]

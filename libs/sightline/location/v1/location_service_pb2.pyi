@@ -29,7 +29,7 @@ class ReportPositionsRequest(_message.Message):
     REPORTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def reports(self) -> _containers.RepeatedCompositeFieldContainer[_position_pb2.PositionReport]:
-        """The reports; more than 64 KiB in all are refused, REQUEST_TOO_LARGE."""
+        """The reports, best a thousand at the most; more than 256 KiB in all are refused, REQUEST_TOO_LARGE."""
 
     def __init__(
         self,
@@ -78,25 +78,59 @@ class ReportPositionsResponse(_message.Message):
 
     TAKEN_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    IGNORED_FIELD_NUMBER: _builtins.int
     taken: _builtins.int
     """How many were taken and are durable."""
     @_builtins.property
     def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedReport]:
         """Those that were not."""
 
+    @_builtins.property
+    def ignored(self) -> _containers.RepeatedCompositeFieldContainer[Global___IgnoredFields]:
+        """Of those that were taken: values that could not be right and were left out."""
+
     def __init__(
         self,
         *,
         taken: _builtins.int = ...,
         refused: _abc.Iterable[Global___RefusedReport] | None = ...,
+        ignored: _abc.Iterable[Global___IgnoredFields] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused", "taken", b"taken"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignored", b"ignored", "refused", b"refused", "taken", b"taken"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportPositionsResponse: _TypeAlias = ReportPositionsResponse  # noqa: Y015
+
+@_typing.final
+class IgnoredFields(_message.Message):
+    """IgnoredFields names values of a report that were left out; its place was taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """The report's place in the batch, from 0."""
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of fields of its fix."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        fields: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IgnoredFields: _TypeAlias = IgnoredFields  # noqa: Y015
 
 @_typing.final
 class GetTrackRequest(_message.Message):

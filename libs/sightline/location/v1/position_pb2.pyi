@@ -65,7 +65,7 @@ class _RefusalEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Refusal.Value
     REFUSAL_INCOMPLETE: _Refusal.ValueType  # 1
     """No device, no agency, or no time; or a name that none can have."""
     REFUSAL_BAD_COORDINATES: _Refusal.ValueType  # 2
-    """Latitude or longitude out of range or not a number; accuracy, speed or course impossible."""
+    """Latitude or longitude out of range or not a number."""
     REFUSAL_NO_FIX: _Refusal.ValueType  # 3
     """Latitude and longitude are zero: a receiver without a fix."""
     REFUSAL_UNKNOWN_DEVICE: _Refusal.ValueType  # 4
@@ -85,7 +85,7 @@ REFUSAL_UNSPECIFIED: Refusal.ValueType  # 0
 REFUSAL_INCOMPLETE: Refusal.ValueType  # 1
 """No device, no agency, or no time; or a name that none can have."""
 REFUSAL_BAD_COORDINATES: Refusal.ValueType  # 2
-"""Latitude or longitude out of range or not a number; accuracy, speed or course impossible."""
+"""Latitude or longitude out of range or not a number."""
 REFUSAL_NO_FIX: Refusal.ValueType  # 3
 """Latitude and longitude are zero: a receiver without a fix."""
 REFUSAL_UNKNOWN_DEVICE: Refusal.ValueType  # 4
@@ -166,8 +166,8 @@ Global___Device: _TypeAlias = Device  # noqa: Y015
 
 @_typing.final
 class Fix(_message.Message):
-    """Fix is one place at one time, on the WGS 84 ellipsoid. Its rules are not of the schema: a fix that breaks one is
-    refused by name, and the others of its batch are taken.
+    """Fix is one place at one time, on the WGS 84 ellipsoid. Its rules are not of the schema: a fix without a possible place or time is
+    refused by name, an impossible accuracy, speed or course (-1, say) is left out, and the others of its batch are taken.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

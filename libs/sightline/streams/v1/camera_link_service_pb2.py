@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sightline.activation.v1 import activation_pb2 as sightline_dot_activation_dot_v1_dot_activation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.sightline/streams/v1/camera_link_service.proto\x12\x14sightline.streams.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(sightline/activation/v1/activation.proto\"L\n\x0e\x43onnectRequest\x12:\n\x06report\x18\x01 \x01(\x0b\x32\".sightline.streams.v1.CameraReportB\x06\xbaH\x03\xc8\x01\x01\"E\n\x0f\x43onnectResponse\x12\x32\n\x06orders\x18\x01 \x01(\x0b\x32\".sightline.streams.v1.CameraOrders\"\xfa\x02\n\x0c\x43\x61meraReport\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12:\n\x05state\x18\x03 \x01(\x0e\x32!.sightline.streams.v1.CameraStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12%\n\x0f\x62\x61ttery_percent\x18\x04 \x01(\rB\x07\xbaH\x04*\x02\x18\x64H\x00\x88\x01\x01\x12*\n\x14storage_free_percent\x18\x05 \x01(\rB\x07\xbaH\x04*\x02\x18\x64H\x01\x88\x01\x01\x12\x13\n\x0b\x61udio_muted\x18\x06 \x01(\x08\x12\x10\n\x08\x66irmware\x18\x07 \x01(\x0c\x12\x33\n\x07handled\x18\x08 \x03(\x0b\x32\".sightline.streams.v1.HandledOrder\x12/\n\x0b\x64\x65vice_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x12\n\x10_battery_percentB\x17\n\x15_storage_free_percent\"\x89\x02\n\x0cHandledOrder\x12\x1e\n\x0c\x65mergency_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x16\n\x05\x65poch\x18\x02 \x01(\rB\x07\xbaH\x04*\x02(\x01\x12\x46\n\x06result\x18\x03 \x01(\x0e\x32(.sightline.activation.v1.ActivationStateB\x0c\xbaH\t\x82\x01\x06\x18\x02\x18\x03\x18\x04\x12H\n\x0erefusal_reason\x18\x04 \x01(\x0e\x32&.sightline.activation.v1.RefusalReasonB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12/\n\x0b\x64\x65vice_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd5\x01\n\x0c\x43\x61meraOrders\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x38\n\nrecord_for\x18\x02 \x03(\x0b\x32$.sightline.streams.v1.RecordingOrder\x12\x34\n\x11position_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x07publish\x18\x04 \x03(\x0b\x32\".sightline.streams.v1.PublishOrder\x12\x0f\n\x07watched\x18\x05 \x01(\x08\"S\n\x0cPublishOrder\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\t\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\"\x8a\x01\n\x0eRecordingOrder\x12\x14\n\x0c\x65mergency_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12,\n\ttime_left\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x10\n\x08\x65xercise\x18\x05 \x01(\x08*\x95\x01\n\x0b\x43\x61meraState\x12\x1c\n\x18\x43\x41MERA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43\x41MERA_STATE_BUFFERING\x10\x01\x12\x1a\n\x16\x43\x41MERA_STATE_RECORDING\x10\x02\x12\x17\n\x13\x43\x41MERA_STATE_ASLEEP\x10\x03\x12\x17\n\x13\x43\x41MERA_STATE_DOCKED\x10\x04\x32o\n\x11\x43\x61meraLinkService\x12Z\n\x07\x43onnect\x12$.sightline.streams.v1.ConnectRequest\x1a%.sightline.streams.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.sightline/streams/v1/camera_link_service.proto\x12\x14sightline.streams.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(sightline/activation/v1/activation.proto\"L\n\x0e\x43onnectRequest\x12:\n\x06report\x18\x01 \x01(\x0b\x32\".sightline.streams.v1.CameraReportB\x06\xbaH\x03\xc8\x01\x01\"E\n\x0f\x43onnectResponse\x12\x32\n\x06orders\x18\x01 \x01(\x0b\x32\".sightline.streams.v1.CameraOrders\"\xfa\x02\n\x0c\x43\x61meraReport\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12:\n\x05state\x18\x03 \x01(\x0e\x32!.sightline.streams.v1.CameraStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12%\n\x0f\x62\x61ttery_percent\x18\x04 \x01(\rB\x07\xbaH\x04*\x02\x18\x64H\x00\x88\x01\x01\x12*\n\x14storage_free_percent\x18\x05 \x01(\rB\x07\xbaH\x04*\x02\x18\x64H\x01\x88\x01\x01\x12\x13\n\x0b\x61udio_muted\x18\x06 \x01(\x08\x12\x10\n\x08\x66irmware\x18\x07 \x01(\x0c\x12\x33\n\x07handled\x18\x08 \x03(\x0b\x32\".sightline.streams.v1.HandledOrder\x12/\n\x0b\x64\x65vice_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x12\n\x10_battery_percentB\x17\n\x15_storage_free_percent\"\x8f\x02\n\x0cHandledOrder\x12\x1e\n\x0c\x65mergency_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1c\n\x05\x65poch\x18\x02 \x01(\rB\r\xbaH\n*\x08\x18\xff\xff\xff\xff\x07(\x01\x12\x46\n\x06result\x18\x03 \x01(\x0e\x32(.sightline.activation.v1.ActivationStateB\x0c\xbaH\t\x82\x01\x06\x18\x02\x18\x03\x18\x04\x12H\n\x0erefusal_reason\x18\x04 \x01(\x0e\x32&.sightline.activation.v1.RefusalReasonB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12/\n\x0b\x64\x65vice_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd5\x01\n\x0c\x43\x61meraOrders\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x38\n\nrecord_for\x18\x02 \x03(\x0b\x32$.sightline.streams.v1.RecordingOrder\x12\x34\n\x11position_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x07publish\x18\x04 \x03(\x0b\x32\".sightline.streams.v1.PublishOrder\x12\x0f\n\x07watched\x18\x05 \x01(\x08\"S\n\x0cPublishOrder\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\t\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\"\x8a\x01\n\x0eRecordingOrder\x12\x14\n\x0c\x65mergency_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12,\n\ttime_left\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x10\n\x08\x65xercise\x18\x05 \x01(\x08*\x95\x01\n\x0b\x43\x61meraState\x12\x1c\n\x18\x43\x41MERA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43\x41MERA_STATE_BUFFERING\x10\x01\x12\x1a\n\x16\x43\x41MERA_STATE_RECORDING\x10\x02\x12\x17\n\x13\x43\x41MERA_STATE_ASLEEP\x10\x03\x12\x17\n\x13\x43\x41MERA_STATE_DOCKED\x10\x04\x32o\n\x11\x43\x61meraLinkService\x12Z\n\x07\x43onnect\x12$.sightline.streams.v1.ConnectRequest\x1a%.sightline.streams.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,13 +46,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HANDLEDORDER'].fields_by_name['emergency_id']._loaded_options = None
   _globals['_HANDLEDORDER'].fields_by_name['emergency_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_HANDLEDORDER'].fields_by_name['epoch']._loaded_options = None
-  _globals['_HANDLEDORDER'].fields_by_name['epoch']._serialized_options = b'\272H\004*\002(\001'
+  _globals['_HANDLEDORDER'].fields_by_name['epoch']._serialized_options = b'\272H\n*\010\030\377\377\377\377\007(\001'
   _globals['_HANDLEDORDER'].fields_by_name['result']._loaded_options = None
   _globals['_HANDLEDORDER'].fields_by_name['result']._serialized_options = b'\272H\t\202\001\006\030\002\030\003\030\004'
   _globals['_HANDLEDORDER'].fields_by_name['refusal_reason']._loaded_options = None
   _globals['_HANDLEDORDER'].fields_by_name['refusal_reason']._serialized_options = b'\272H\005\202\001\002\020\001'
-  _globals['_CAMERASTATE']._serialized_start=1449
-  _globals['_CAMERASTATE']._serialized_end=1598
+  _globals['_CAMERASTATE']._serialized_start=1455
+  _globals['_CAMERASTATE']._serialized_end=1604
   _globals['_CONNECTREQUEST']._serialized_start=208
   _globals['_CONNECTREQUEST']._serialized_end=284
   _globals['_CONNECTRESPONSE']._serialized_start=286
@@ -60,13 +60,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CAMERAREPORT']._serialized_start=358
   _globals['_CAMERAREPORT']._serialized_end=736
   _globals['_HANDLEDORDER']._serialized_start=739
-  _globals['_HANDLEDORDER']._serialized_end=1004
-  _globals['_CAMERAORDERS']._serialized_start=1007
-  _globals['_CAMERAORDERS']._serialized_end=1220
-  _globals['_PUBLISHORDER']._serialized_start=1222
-  _globals['_PUBLISHORDER']._serialized_end=1305
-  _globals['_RECORDINGORDER']._serialized_start=1308
-  _globals['_RECORDINGORDER']._serialized_end=1446
-  _globals['_CAMERALINKSERVICE']._serialized_start=1600
-  _globals['_CAMERALINKSERVICE']._serialized_end=1711
+  _globals['_HANDLEDORDER']._serialized_end=1010
+  _globals['_CAMERAORDERS']._serialized_start=1013
+  _globals['_CAMERAORDERS']._serialized_end=1226
+  _globals['_PUBLISHORDER']._serialized_start=1228
+  _globals['_PUBLISHORDER']._serialized_end=1311
+  _globals['_RECORDINGORDER']._serialized_start=1314
+  _globals['_RECORDINGORDER']._serialized_end=1452
+  _globals['_CAMERALINKSERVICE']._serialized_start=1606
+  _globals['_CAMERALINKSERVICE']._serialized_end=1717
 # @@protoc_insertion_point(module_scope)

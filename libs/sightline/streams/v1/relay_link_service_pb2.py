@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sightline.streams.v1 import session_pb2 as sightline_dot_streams_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-sightline/streams/v1/relay_link_service.proto\x12\x14sightline.streams.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"sightline/streams/v1/session.proto\"\xff\x01\n\rReportRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\x12\x1e\n\ningest_url\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x08\x18\xac\x02\x12\x1c\n\x08view_url\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x06\x18\xac\x02\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12@\n\x08sessions\x18\x05 \x03(\x0b\x32#.sightline.streams.v1.SessionReportB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\"\n\x08not_kept\x18\x06 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\xe8\x07\"\x05r\x03\xb0\x01\x01\x12\x0c\n\x04\x66ull\x18\x07 \x01(\x08\"t\n\rSessionReport\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x34\n\tmedia_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\xbaH\x03\xc8\x01\x01\x12\x0f\n\x07stopped\x18\x03 \x01(\x08\">\n\x0eReportResponse\x12\x0c\n\x04over\x18\x01 \x03(\t\x12\r\n\x05muted\x18\x02 \x03(\t\x12\x0f\n\x07ignored\x18\x03 \x01(\r\"\xaf\x01\n\x0c\x41\x64mitRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\x12\x1c\n\tcamera_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\x12\x1c\n\tagency_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\x12\x1c\n\nsession_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x19\n\x05token\x18\x05 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"%\n\rAdmitResponse\x12\x14\n\x0crecording_id\x18\x01 \x01(\t\"V\n\rRedeemRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\x12\x19\n\x05token\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"`\n\x0eRedeemResponse\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"_\n\x0cRenewRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\x12#\n\tgrant_ids\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\xe8\x07\"\x05r\x03\xb0\x01\x01\"l\n\rRenewResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x07revoked\x18\x02 \x03(\x0b\x32 .sightline.streams.v1.Revocation\"R\n\nRevocation\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x32\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32#.sightline.streams.v1.GrantEndCause\"w\n\x10\x45ndGrantsRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\x12\x37\n\x04uses\x18\x02 \x03(\x0b\x32\x1e.sightline.streams.v1.GrantUseB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"\xd2\x01\n\x08GrantUse\x12\x1a\n\x08grant_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1f\n\x05\x62ytes\x18\x02 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\x12!\n\x07skipped\x18\x03 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\x12\x30\n\x0clast_byte_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x08\x65nded_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"\x13\n\x11\x45ndGrantsResponse\"E\n\x17WatchRevocationsRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\"P\n\x18WatchRevocationsResponse\x12\x34\n\nrevocation\x18\x01 \x01(\x0b\x32 .sightline.streams.v1.Revocation2\xb3\x04\n\x10RelayLinkService\x12S\n\x06Report\x12#.sightline.streams.v1.ReportRequest\x1a$.sightline.streams.v1.ReportResponse\x12P\n\x05\x41\x64mit\x12\".sightline.streams.v1.AdmitRequest\x1a#.sightline.streams.v1.AdmitResponse\x12S\n\x06Redeem\x12#.sightline.streams.v1.RedeemRequest\x1a$.sightline.streams.v1.RedeemResponse\x12P\n\x05Renew\x12\".sightline.streams.v1.RenewRequest\x1a#.sightline.streams.v1.RenewResponse\x12\\\n\tEndGrants\x12&.sightline.streams.v1.EndGrantsRequest\x1a\'.sightline.streams.v1.EndGrantsResponse\x12s\n\x10WatchRevocations\x12-.sightline.streams.v1.WatchRevocationsRequest\x1a..sightline.streams.v1.WatchRevocationsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-sightline/streams/v1/relay_link_service.proto\x12\x14sightline.streams.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"sightline/streams/v1/session.proto\"\xf1\x01\n\rReportRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\x12\x1e\n\ningest_url\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x08\x18\xac\x02\x12\x1c\n\x08view_url\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x06\x18\xac\x02\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x35\n\x08sessions\x18\x05 \x03(\x0b\x32#.sightline.streams.v1.SessionReport\x12\x1f\n\x08not_kept\x18\x06 \x03(\tB\r\xbaH\n\x92\x01\x07\"\x05r\x03\xb0\x01\x01\x12\x0c\n\x04\x66ull\x18\x07 \x01(\x08\"t\n\rSessionReport\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x34\n\tmedia_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\xbaH\x03\xc8\x01\x01\x12\x0f\n\x07stopped\x18\x03 \x01(\x08\">\n\x0eReportResponse\x12\x0c\n\x04over\x18\x01 \x03(\t\x12\r\n\x05muted\x18\x02 \x03(\t\x12\x0f\n\x07ignored\x18\x03 \x01(\r\"\xaf\x01\n\x0c\x41\x64mitRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\x12\x1c\n\tcamera_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\x12\x1c\n\tagency_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\x12\x1c\n\nsession_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x19\n\x05token\x18\x05 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"%\n\rAdmitResponse\x12\x14\n\x0crecording_id\x18\x01 \x01(\t\"V\n\rRedeemRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\x12\x19\n\x05token\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"`\n\x0eRedeemResponse\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"_\n\x0cRenewRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\x12#\n\tgrant_ids\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\xe8\x07\"\x05r\x03\xb0\x01\x01\"l\n\rRenewResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x07revoked\x18\x02 \x03(\x0b\x32 .sightline.streams.v1.Revocation\"R\n\nRevocation\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x32\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32#.sightline.streams.v1.GrantEndCause\"w\n\x10\x45ndGrantsRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\x12\x37\n\x04uses\x18\x02 \x03(\x0b\x32\x1e.sightline.streams.v1.GrantUseB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"\xd2\x01\n\x08GrantUse\x12\x1a\n\x08grant_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1f\n\x05\x62ytes\x18\x02 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\x12!\n\x07skipped\x18\x03 \x01(\x04\x42\x10\xbaH\r2\x0b\x10\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\x12\x30\n\x0clast_byte_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x08\x65nded_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"\x13\n\x11\x45ndGrantsResponse\"E\n\x17WatchRevocationsRequest\x12*\n\x08relay_id\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{1,63}$\"P\n\x18WatchRevocationsResponse\x12\x34\n\nrevocation\x18\x01 \x01(\x0b\x32 .sightline.streams.v1.Revocation2\xb3\x04\n\x10RelayLinkService\x12S\n\x06Report\x12#.sightline.streams.v1.ReportRequest\x1a$.sightline.streams.v1.ReportResponse\x12P\n\x05\x41\x64mit\x12\".sightline.streams.v1.AdmitRequest\x1a#.sightline.streams.v1.AdmitResponse\x12S\n\x06Redeem\x12#.sightline.streams.v1.RedeemRequest\x1a$.sightline.streams.v1.RedeemResponse\x12P\n\x05Renew\x12\".sightline.streams.v1.RenewRequest\x1a#.sightline.streams.v1.RenewResponse\x12\\\n\tEndGrants\x12&.sightline.streams.v1.EndGrantsRequest\x1a\'.sightline.streams.v1.EndGrantsResponse\x12s\n\x10WatchRevocations\x12-.sightline.streams.v1.WatchRevocationsRequest\x1a..sightline.streams.v1.WatchRevocationsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,10 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTREQUEST'].fields_by_name['ingest_url']._serialized_options = b'\272H\007r\005\020\010\030\254\002'
   _globals['_REPORTREQUEST'].fields_by_name['view_url']._loaded_options = None
   _globals['_REPORTREQUEST'].fields_by_name['view_url']._serialized_options = b'\272H\007r\005\020\006\030\254\002'
-  _globals['_REPORTREQUEST'].fields_by_name['sessions']._loaded_options = None
-  _globals['_REPORTREQUEST'].fields_by_name['sessions']._serialized_options = b'\272H\006\222\001\003\020\350\007'
   _globals['_REPORTREQUEST'].fields_by_name['not_kept']._loaded_options = None
-  _globals['_REPORTREQUEST'].fields_by_name['not_kept']._serialized_options = b'\272H\r\222\001\n\020\350\007\"\005r\003\260\001\001'
+  _globals['_REPORTREQUEST'].fields_by_name['not_kept']._serialized_options = b'\272H\n\222\001\007\"\005r\003\260\001\001'
   _globals['_SESSIONREPORT'].fields_by_name['session_id']._loaded_options = None
   _globals['_SESSIONREPORT'].fields_by_name['session_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_SESSIONREPORT'].fields_by_name['media_age']._loaded_options = None
@@ -82,35 +80,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHREVOCATIONSREQUEST'].fields_by_name['relay_id']._loaded_options = None
   _globals['_WATCHREVOCATIONSREQUEST'].fields_by_name['relay_id']._serialized_options = b'\272H\025r\0232\021^[a-z0-9-]{1,63}$'
   _globals['_REPORTREQUEST']._serialized_start=202
-  _globals['_REPORTREQUEST']._serialized_end=457
-  _globals['_SESSIONREPORT']._serialized_start=459
-  _globals['_SESSIONREPORT']._serialized_end=575
-  _globals['_REPORTRESPONSE']._serialized_start=577
-  _globals['_REPORTRESPONSE']._serialized_end=639
-  _globals['_ADMITREQUEST']._serialized_start=642
-  _globals['_ADMITREQUEST']._serialized_end=817
-  _globals['_ADMITRESPONSE']._serialized_start=819
-  _globals['_ADMITRESPONSE']._serialized_end=856
-  _globals['_REDEEMREQUEST']._serialized_start=858
-  _globals['_REDEEMREQUEST']._serialized_end=944
-  _globals['_REDEEMRESPONSE']._serialized_start=946
-  _globals['_REDEEMRESPONSE']._serialized_end=1042
-  _globals['_RENEWREQUEST']._serialized_start=1044
-  _globals['_RENEWREQUEST']._serialized_end=1139
-  _globals['_RENEWRESPONSE']._serialized_start=1141
-  _globals['_RENEWRESPONSE']._serialized_end=1249
-  _globals['_REVOCATION']._serialized_start=1251
-  _globals['_REVOCATION']._serialized_end=1333
-  _globals['_ENDGRANTSREQUEST']._serialized_start=1335
-  _globals['_ENDGRANTSREQUEST']._serialized_end=1454
-  _globals['_GRANTUSE']._serialized_start=1457
-  _globals['_GRANTUSE']._serialized_end=1667
-  _globals['_ENDGRANTSRESPONSE']._serialized_start=1669
-  _globals['_ENDGRANTSRESPONSE']._serialized_end=1688
-  _globals['_WATCHREVOCATIONSREQUEST']._serialized_start=1690
-  _globals['_WATCHREVOCATIONSREQUEST']._serialized_end=1759
-  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_start=1761
-  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=1841
-  _globals['_RELAYLINKSERVICE']._serialized_start=1844
-  _globals['_RELAYLINKSERVICE']._serialized_end=2407
+  _globals['_REPORTREQUEST']._serialized_end=443
+  _globals['_SESSIONREPORT']._serialized_start=445
+  _globals['_SESSIONREPORT']._serialized_end=561
+  _globals['_REPORTRESPONSE']._serialized_start=563
+  _globals['_REPORTRESPONSE']._serialized_end=625
+  _globals['_ADMITREQUEST']._serialized_start=628
+  _globals['_ADMITREQUEST']._serialized_end=803
+  _globals['_ADMITRESPONSE']._serialized_start=805
+  _globals['_ADMITRESPONSE']._serialized_end=842
+  _globals['_REDEEMREQUEST']._serialized_start=844
+  _globals['_REDEEMREQUEST']._serialized_end=930
+  _globals['_REDEEMRESPONSE']._serialized_start=932
+  _globals['_REDEEMRESPONSE']._serialized_end=1028
+  _globals['_RENEWREQUEST']._serialized_start=1030
+  _globals['_RENEWREQUEST']._serialized_end=1125
+  _globals['_RENEWRESPONSE']._serialized_start=1127
+  _globals['_RENEWRESPONSE']._serialized_end=1235
+  _globals['_REVOCATION']._serialized_start=1237
+  _globals['_REVOCATION']._serialized_end=1319
+  _globals['_ENDGRANTSREQUEST']._serialized_start=1321
+  _globals['_ENDGRANTSREQUEST']._serialized_end=1440
+  _globals['_GRANTUSE']._serialized_start=1443
+  _globals['_GRANTUSE']._serialized_end=1653
+  _globals['_ENDGRANTSRESPONSE']._serialized_start=1655
+  _globals['_ENDGRANTSRESPONSE']._serialized_end=1674
+  _globals['_WATCHREVOCATIONSREQUEST']._serialized_start=1676
+  _globals['_WATCHREVOCATIONSREQUEST']._serialized_end=1745
+  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_start=1747
+  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=1827
+  _globals['_RELAYLINKSERVICE']._serialized_start=1830
+  _globals['_RELAYLINKSERVICE']._serialized_end=2393
 # @@protoc_insertion_point(module_scope)

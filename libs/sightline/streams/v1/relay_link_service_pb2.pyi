@@ -23,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ReportRequest(_message.Message):
-    """ReportRequest is a relay's state."""
+    """ReportRequest is a relay's state. An entry that cannot be read is passed over and counted, the others are taken."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

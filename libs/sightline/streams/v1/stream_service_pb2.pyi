@@ -145,7 +145,7 @@ class CameraStatus(_message.Message):
 
     @_builtins.property
     def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___CameraFault]:
-        """Values of its reports that could not be right, each once, the newest 20; not on the topic."""
+        """Values of its reports that could not be right, each once, the first 20; not on the topic."""
 
     def __init__(
         self,
