@@ -31,15 +31,24 @@ def fetch_token(stack: Stack, user: str) -> str:
         return str(json.load(answer)["access_token"])
 
 
+def replica_of(target: str, number: int) -> str:
+    """The target of one replica, of a target that names several; where there are fewer, the last."""
+    scheme, _, rest = target.partition(":")
+    there = rest.split(",")
+    return f"{scheme}:{there[min(number, len(there) - 1)]}"
+
+
 class Desk:
     """One user's channels. Use as an async context manager; calls take `metadata=desk.metadata()` and a timeout."""
 
-    def __init__(self, stack: Stack, user: str) -> None:
+    def __init__(self, stack: Stack, user: str, replica: int | None = None) -> None:
+        """With `replica` all calls go to that one of each service, in the order of its addresses."""
         self._stack, self._user = stack, user
         self._token, self._fetched = fetch_token(stack, user), time.monotonic()
         agency, _ = find_user(user) or ("", ())
         rpc = stack.ca.rpc(agency, "cli", user.partition("@")[0])
-        self._channels = {name: connect(target, rpc) for name, target in stack.targets.items()}
+        targets = {name: target if replica is None else replica_of(target, replica) for name, target in stack.targets.items()}
+        self._channels = {name: connect(target, rpc) for name, target in targets.items()}
         self.registry = RegistryServiceStub(self._channels["registry"])
         self.emergency = EmergencyServiceStub(self._channels["emergency"])
         self.streams = StreamServiceStub(self._channels["streams"])

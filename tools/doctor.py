@@ -16,7 +16,7 @@ from contracts.topics import EMERGENCY_EVENT, REGISTRY_DUTY, TOPICS
 from cryptography import x509
 from psycopg.rows import dict_row
 
-from tools.local.stack import WITH_TABLES, Stack, serving
+from tools.local.stack import WITH_TABLES, Stack, ails, serving
 
 _WITHIN_S = 5
 _EXPIRES_SOON, _CLOCK_OFF, _WAITS_LONG = timedelta(days=14), timedelta(seconds=1), timedelta(seconds=5)
@@ -59,7 +59,9 @@ def examine(patient: Patient) -> Iterator[Finding]:
     if patient.kafka:
         checks += [("brokers", _brokers), ("topics", _topics), ("replication", _replication), ("lanes", _lanes), ("dead letters", _dlqs)]
     if patient.database:
-        checks += [("database", _database), ("durability", _durability), ("clock", _clock), ("waiting", _waiting)]
+        checks += [
+            ("database", _database), ("durability", _durability), ("clock", _clock), ("waiting", _waiting), ("cameras", _cameras),
+        ]  # fmt: skip
     if patient.stack:
         checks.append(("services", _services))
     for name, check in checks:
@@ -236,10 +238,28 @@ def _waiting(patient: Patient) -> Iterator[Finding]:
     yield Finding(Level.OK, "waiting", "nothing committed waits to be published")
 
 
+def _cameras(patient: Patient) -> Iterator[Finding]:
+    """What cameras report that cannot be right: a fault of theirs, or a newer firmware than ours knows."""
+    rows = _query(
+        patient,
+        "SELECT field, count(DISTINCT (agency_id, camera_id)) AS cameras, count(*) AS times, min(value) AS value FROM streams.camera_fault"
+        " GROUP BY field ORDER BY cameras DESC LIMIT 5",
+    )
+    for row in rows:
+        found = f"{row['field']} of {row['cameras']} cameras cannot be right, like {row['value']!r}"
+        yield Finding(Level.WARNING, "camera reports", found, "left out and shown with the camera; tell its maker, or update Sightline")
+    if not rows:
+        yield Finding(Level.OK, "camera reports", "nothing in them that cannot be right")
+
+
 def _services(patient: Patient) -> Iterator[Finding]:
     assert patient.stack  # noqa: S101
     down = [name for name in patient.stack.health if not serving(patient.stack, name)]
     for name in down:
         yield Finding(Level.FAILURE, name, "does not serve", f"see {patient.stack.data}/logs/{name}.log")
-    if not down:
+    ailing = {name: parts for name in patient.stack.health if name not in down and (parts := ails(patient.stack, name))}
+    fixes = {"clock": "run an NTP client on every machine", "topics": "see `topic` above, and the service's log"}
+    for name, parts in ailing.items():
+        yield Finding(Level.FAILURE, name, f"serves, but not its {' and '.join(parts)}", "; ".join(fixes[part] for part in parts))
+    if not down and not ailing:
         yield Finding(Level.OK, "services", f"all {len(patient.stack.health)} serve")

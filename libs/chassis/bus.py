@@ -342,14 +342,14 @@ class Severity(Enum):
     MINOR = "worth a look"
 
 
-async def check_topics(settings: KafkaSettings, topics: Sequence[Topic], *, joined: bool = False) -> None:
+async def check_topics(settings: KafkaSettings, topics: Sequence[Topic], *, any_partitions: bool = False) -> None:
     """Compare the broker's topics, dead-letter topics included, with the table; Misconfigured tells the fix.
 
-    A wrong number of partitions keeps only them away who join topics (`joined`).
+    With `any_partitions` a wrong number of them is only told: who reads records one by one can go on, who joins topics cannot.
     """
     wanted = [t for topic in topics for t in (topic, topic.dlq())]
     problems = await asyncio.to_thread(lambda: list(topic_differences(AdminClient(client_config(settings)), wanted)))
-    fatal = {Severity.BLOCKS, Severity.KEYS_MOVE} if joined else {Severity.BLOCKS}
+    fatal = {Severity.BLOCKS} if any_partitions else {Severity.BLOCKS, Severity.KEYS_MOVE}
     for severity, text in problems:
         if severity not in fatal:
             (telemetry.log().warning if severity == Severity.MINOR else telemetry.log().error)("topic differs", difference=text)

@@ -45,7 +45,8 @@ def settle(message: Message, identity: Collection[str]) -> dict[str, str]:
     """
     left_out: dict[str, str] = {}
     for _ in range(_ROUNDS):
-        found = protovalidate.collect_violations(message)
+        # What is not there at all is left out already.
+        found = [v for v in protovalidate.collect_violations(message) if len(_elements(v)) != 1 or path_of(v) not in left_out]
         if not found:
             return left_out
         refused = {path_of(v): v.proto.message or v.proto.rule_id for v in found if _root(v) in ("", *identity)}
@@ -81,7 +82,7 @@ def _leave_out(message: Message, path: list[Any], entries: dict[tuple[int, str],
         if place is not None:
             entries.setdefault((id(last), name), (last, name, set()))[2].add(place)
             return
-        if last.DESCRIPTOR.fields_by_name[name].has_presence or not steps:
+        if not steps or (last.DESCRIPTOR.fields_by_name[name].has_presence and last.HasField(name)):
             last.ClearField(name)
             return
         # Without its value the rest of the message would mean something else: a latitude of 0.

@@ -75,7 +75,7 @@ class App(Generic[S]):
         name, said = f"{topics[0].name} …" if topics else "", ""
         while True:
             try:
-                await wait_for("Kafka topics", lambda: check_topics(kafka, topics))
+                await wait_for("Kafka topics", lambda: check_topics(kafka, topics, any_partitions=True))
                 self._unready_topics.discard(name)
                 await self._health.set("topics", _NOT_SERVING if self._unready_topics else _SERVING)
                 return

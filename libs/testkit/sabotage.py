@@ -4,6 +4,7 @@
     raise:<n>                        every n-th record read from Kafka makes its handler raise
     stuck:<n>                        a lane stops for ever at its n-th event, without a word
     unrecovered:1                    a lane's watchdog never hears that the table has recovered
+    clock:<seconds>:1                this machine's clock is so far ahead
     bug:<name>:<n>                   a mistake that a careless change could make, every n-th time; for testing the checker
 
 Nothing of this is in the services: the points are their own functions, wrapped from outside.
@@ -19,6 +20,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any
 
 VARIABLE = "SIGHTLINE_SABOTAGE"
@@ -75,7 +77,7 @@ def patch(where: str, wrap: Callable[[Any], Any]) -> None:
     module, _, path = where.partition(":")
     owner, _, name = path.rpartition(".")
     target: Any = importlib.import_module(module)
-    for part in owner.split("."):
+    for part in filter(None, owner.split(".")):
         target = getattr(target, part)
     setattr(target, name, wrap(getattr(target, name)))
 
@@ -204,6 +206,9 @@ def apply(service: str, order: str) -> None:
         patch("services.joiner.agents:Lane._take_emergency", _every(nth, _hang))
     elif kind == "unrecovered":
         patch("services.joiner.watchdog:Watchdog.start", _deaf)
+    elif kind == "clock":
+        ahead = timedelta(seconds=float(what))  # before anybody else imports it
+        patch("chassis.clock:machine_time", lambda read: lambda: read() + ahead)
     elif kind == "bug":
         where, instead = BUGS[what]
         patch(where, _every(nth, instead))

@@ -47,7 +47,7 @@ def main() -> None:
     telemetry.setup(f"joiner-{settings.lane}", settings.replica, settings.telemetry)
     topics = (EMERGENCY_EVENT, REGISTRY_DUTY, ACTIVATION_DECISION)
     try:
-        asyncio.run(wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics, joined=True)))
+        asyncio.run(wait_for("Kafka topics", lambda: check_topics(settings.kafka, topics)))
         asyncio.run(wait_for("the table's topic", lambda: asyncio.to_thread(declare_table, settings)))
     except Misconfigured as error:
         sys.exit(f"joiner: {error}")

@@ -9,7 +9,7 @@ from chassis.db import Row
 from chassis.errors import InvalidRequest
 from chassis.identity import Machine
 from chassis.paging import page_cursor, page_token
-from chassis.rpc import caller, require_readable
+from chassis.rpc import caller, check
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from sightline.location.v1 import location_service_pb2 as pb
 from sightline.location.v1.location_service_pb2_grpc import LocationServiceServicer
@@ -34,7 +34,7 @@ class LocationApi(LocationServiceServicer):
         """Batches in, an answer for each; the next is read when the last is durable, so that a sender is never far ahead."""
         machine = caller().machine
         async for request in request_iterator:
-            require_readable(request)
+            check(request)
             reports, response = list(map(from_report, request.reports)), pb.ReportPositionsResponse()
             for start in range(0, len(reports), _BATCH):
                 refused = await self._service.take(reports[start : start + _BATCH], lambda report: _speaks_for(machine, report))

@@ -46,6 +46,8 @@ _GAPS_AT_MOST, _GAPS_AT_ONCE = 500, 8
 _WARM = 20_000
 # What changed lately is looked at again and again; a commit seldom takes longer.
 _LATELY = timedelta(seconds=3)
+# Names of a report that are looked up at the most.
+_LOOKED_UP = 200
 _UNDECIDED_AFTER = timedelta(seconds=5)
 _SYSTEM = Actor(kind=ActorKind.ACTOR_KIND_SERVICE, id="service/streams", agency_id="platform")
 
@@ -486,7 +488,7 @@ class StreamsService:
 
     async def _note_unexpected(self, tx: Transaction, camera: Machine, names: Sequence[Handled], now: datetime) -> None:
         """A camera acted on orders that nobody gave: told at once, then once a minute how many more, for it can name any number."""
-        news = [each for each in names if (camera.agency_id, camera.id, each.emergency_id, each.epoch) not in self._named]
+        news = [each for each in names if (camera.agency_id, camera.id, each.emergency_id, each.epoch) not in self._named][-_LOOKED_UP:]
         unknown = await self._store.unexpected(tx, camera.id, camera.agency_id, news) if news else []
         for each in news:
             self._named.put((camera.agency_id, camera.id, each.emergency_id, each.epoch), True)

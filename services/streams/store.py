@@ -199,15 +199,15 @@ class Store:
         return [(_activation({k: v for k, v in row.items() if k != "linked"}), row["linked"]) for row in rows]
 
     async def handled(self, tx: Transaction, camera_id: str, agency_id: str, names: Sequence[Handled]) -> list[tuple[Handled, Activation]]:
-        """Unfinished activations that a camera now reports on; locked."""
+        """Unfinished activations that a camera now reports on, the newest hundred; locked."""
         by_name = {(h.emergency_id, h.epoch): h for h in names}
         rows = await tx.all(
-            f"SELECT {_ACTIVATION} FROM activation a JOIN unnest(%s::uuid[], %s::int[]) AS n (id, epoch)"
-            f" ON a.emergency_id = n.id AND a.epoch = n.epoch WHERE camera_id = %s AND agency_id = %s AND {_UNFINISHED} FOR UPDATE OF a",
-            [[h.emergency_id for h in names], [h.epoch for h in names], camera_id, agency_id],
+            f"SELECT {_ACTIVATION} FROM activation a WHERE camera_id = %s AND agency_id = %s AND {_UNFINISHED}"
+            " ORDER BY expires_at DESC LIMIT 100 FOR UPDATE OF a",
+            [camera_id, agency_id],
         )
         found = [_activation(row) for row in rows]
-        return [(by_name[a.emergency_id, a.epoch], a) for a in found]
+        return [(by_name[name], a) for a in found if (name := (a.emergency_id, a.epoch)) in by_name]
 
     async def unexpected(self, tx: Transaction, camera_id: str, agency_id: str, names: Sequence[Handled]) -> list[tuple[str, int]]:
         """Names that this camera was never given."""

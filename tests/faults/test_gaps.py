@@ -11,6 +11,7 @@ from sightline.emergency.v1.emergency_pb2 import EMERGENCY_STATE_CLEARED, Subjec
 from sightline.streams.v1 import stream_service_pb2 as streams_pb
 from testkit.trial.rig import KAFKA, Rig, until
 
+from tools.local.stack import ails, serving
 from tools.roster import Member, member
 from tools.world import World
 
@@ -93,7 +94,7 @@ async def test_a_bind_without_kafka_starts_the_bound_officers_camera(rig: Rig, w
         pressed = await world.press(presser.radio)
         await _starts(world, presser)
         desk = world.supervisor
-        request = pb.BindSubjectRequest(emergency_id=pressed.emergency_id, officer_id=officer.officer_id)
+        request = pb.BindSubjectRequest(emergency_id=pressed.emergency_id, officer_id=officer.officer_id, note="not her voice")
         await desk.call(desk.emergency.BindSubject, request)
         await _starts(world, officer)
 
@@ -184,3 +185,15 @@ async def test_a_press_that_cannot_be_made_durable_is_refused_at_once(rig: Rig, 
 def _sent_now(press: pb.RaiseAlarmRequest) -> pb.RaiseAlarmRequest:
     press.sent_at.GetCurrentTime()
     return press
+
+
+@pytest.mark.parametrize(("service", "seconds"), [("emergency", 120), ("emergency", -120), ("streams", 120), ("streams", -120)])
+async def test_a_hosts_wrong_clock_keeps_no_camera_waiting(rig: Rig, world: World, service: str, seconds: int) -> None:
+    """P15: two minutes are an age gate; what has to be told is how much time is left, and by whose clock."""
+    officer = await world.duty(someone())
+    async with rig.down(f"{service}-b"), rig.otherwise(f"{service}-a", f"clock:{seconds}:1"):
+        pressed = await world.press(officer.radio)
+        await _starts(world, officer)
+        assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "RECORDING"}
+        assert await asyncio.to_thread(ails, rig.stack, f"{service}-a") == ["clock"]
+        assert await asyncio.to_thread(serving, rig.stack, f"{service}-a")

@@ -1,12 +1,14 @@
 """Stories of a pressed button, through gRPC and Kafka only: the demo's scenarios, and those that need more control."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc
 import pytest
-from chassis.rpc import reason_of
+from chassis.rpc import connect, reason_of
 from sightline.activation.v1.activation_pb2 import NoCameraReason
 from sightline.common.v1.radio_pb2 import Position
 from sightline.emergency.v1 import emergency_service_pb2 as pb
@@ -18,10 +20,13 @@ from sightline.emergency.v1.emergency_pb2 import (
     SubjectState,
 )
 from sightline.registry.v1 import registry_service_pb2 as registry_pb
+from sightline.streams.v1 import camera_link_service_pb2 as link_pb
+from sightline.streams.v1.camera_link_service_pb2_grpc import CameraLinkServiceStub
 
-from tools.roster import Member, create_agency, member, radio
+from tools.desk import Desk, replica_of
+from tools.roster import AGENCY, Member, check_in, check_out, create_agency, member, radio
 from tools.scenarios import SCENARIOS, Scenario
-from tools.world import World
+from tools.world import World, until
 
 Someone = Callable[..., Member]
 
@@ -168,7 +173,31 @@ async def test_acknowledged_and_cleared_are_facts_of_their_own(world: World, som
     assert reason_of(conflict.value) == "EMERGENCY_CLEARED"
 
 
-async def test_two_supervisors_clear_at_once_and_one_is_told(world: World, someone: Someone) -> None:
+@pytest.mark.parametrize("replicas", [(0, 0), (0, 1)], ids=["one replica", "two replicas"])
+async def test_two_supervisors_clear_at_once_and_one_is_told(world: World, someone: Someone, replicas: tuple[int, int]) -> None:
+    """Both have seen the same version, and neither knows of the other; each time exactly one ends the emergency."""
+    async with Desk(world.stack, "supervisor", replicas[0]) as one, Desk(world.stack, "watch-commander", replicas[1]) as other:
+        for _ in range(5):
+            officer = await world.duty(someone())
+            pressed = await world.press(officer.radio)
+            await world.states(pressed.emergency_id)
+            seen = (await world.get(pressed.emergency_id)).emergency.version
+            clears = [
+                pb.ClearRequest(emergency_id=pressed.emergency_id, disposition=disposition, expected_version=seen)
+                for disposition in (DISPOSITION_RESOLVED, DISPOSITION_FALSE_ACTIVATION)
+            ]
+            calls = [desk.call(desk.emergency.Clear, clear) for desk, clear in zip((one, other), clears, strict=True)]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+
+            refused = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+            assert [reason_of(error) for error in refused] == ["EMERGENCY_CLEARED"]
+            (won,) = [answer for answer in answers if isinstance(answer, pb.ClearResponse)]
+            emergency = (await world.get(pressed.emergency_id)).emergency
+            assert emergency == won.emergency
+            assert emergency.version == seen + 1
+
+
+async def test_who_clears_what_has_changed_is_told(world: World, someone: Someone) -> None:
     officer = await world.duty(someone())
     pressed = await world.press(officer.radio)
     stale = pb.ClearRequest(emergency_id=pressed.emergency_id, disposition=DISPOSITION_RESOLVED, expected_version=99)
@@ -290,16 +319,37 @@ async def test_a_slow_camera_is_timed_out_and_its_late_word_counts(world: World,
     assert await world.states(pressed.emergency_id, without=("REQUESTED", "TIMED_OUT")) == {officer.camera_ids[0]: "RECORDING"}
 
 
-async def test_the_newest_link_of_a_camera_wins(world: World, someone: Someone) -> None:
-    officer = await world.duty(someone())
-    older = world.cameras[officer.camera_ids[0]]
-    await older.power_off()
-    newer = world.new_camera(older.camera_id)
-    await world.power_on(newer)
+@pytest.mark.parametrize("replicas", [(0, 0), (0, 1), (1, 0)], ids=["one replica", "another replica", "the first again"])
+async def test_the_newest_link_of_a_camera_wins(world: World, someone: Someone, replicas: tuple[int, int]) -> None:
+    """Both are there at once, as with a cloned certificate or a connection that nobody has missed yet."""
+    officer = someone()
+    await world.enrol([officer])
+    await world.begin_shift(officer)
+    (camera_id,) = officer.camera_ids
+    rpc, target = world.stack.ca.rpc(AGENCY, "camera", camera_id), world.stack.targets["streams"]
+    async with connect(replica_of(target, replicas[0]), rpc) as channel:
+        older = CameraLinkServiceStub(channel).Connect(_silent())
+        assert isinstance(await older.read(), link_pb.ConnectResponse)
+        newer = world.new_camera(camera_id)
+        newer.target = replica_of(target, replicas[1])
+        await world.power_on(newer)
+        with pytest.raises(grpc.aio.AioRpcError) as over:
+            await _nothing_to_record(older)
+        assert reason_of(over.value) == "LINK_SUPERSEDED"
     pressed = await world.press(officer.radio)
-    assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "RECORDING"}
+    assert await world.states(pressed.emergency_id) == {camera_id: "RECORDING"}
     assert len(newer.starts) == 1
-    assert not older.starts
+
+
+async def _nothing_to_record(link: Any) -> None:
+    """All that a link gets until it ends."""
+    async for response in link:
+        assert not response.orders.record_for
+
+
+async def _silent() -> AsyncIterator[link_pb.ConnectRequest]:
+    yield link_pb.ConnectRequest(report=link_pb.CameraReport(boot_id=1, sequence=1))
+    await asyncio.Event().wait()
 
 
 async def test_a_press_with_padded_text_and_impossible_times_is_taken_and_marked(world: World, someone: Someone) -> None:
@@ -371,3 +421,177 @@ async def test_only_the_newest_press_can_be_taken_back(world: World, someone: So
     answer = await world.gateway.stub.CancelAlarm(by_request, timeout=5)
     assert answer.emergency_id == pressed.emergency_id
     assert (await world.get(pressed.emergency_id)).emergency.HasField("cancel_requested")
+
+
+# --- the wrong camera, the swallowed press ---------------------------------------------------------------------------------
+
+
+async def _bind(world: World, emergency_id: str, officer: Member, note: str = "voice recognised") -> pb.BindSubjectResponse:
+    desk = world.supervisor
+    request = pb.BindSubjectRequest(emergency_id=emergency_id, officer_id=officer.officer_id, note=note)
+    bound: pb.BindSubjectResponse = await desk.call(desk.emergency.BindSubject, request)
+    return bound
+
+
+async def _press_until(world: World, officer: Member, epoch: int) -> str:
+    """Press again and again, as somebody does whom nobody sees, until another try has begun; no press opens another emergency."""
+    ids = set()
+
+    async def pressed() -> bool:
+        ids.add((await world.press(officer.radio)).emergency_id)
+        return (await world.get(next(iter(ids)))).emergency.epoch >= epoch
+
+    await until(pressed, f"epoch {epoch}")
+    (emergency_id,) = ids
+    return emergency_id
+
+
+async def test_who_took_the_radio_since_a_bind_is_seen_and_not_the_officer_who_was_bound(world: World, someone: Someone) -> None:
+    """P1: nobody held the radio, A was bound; it was not cleared, B took the radio and pressed."""
+    bound, holder = await world.duty(someone()), someone()
+    await world.enrol([holder])
+    pressed = await world.press(holder.radio)
+    assert (await _bind(world, pressed.emergency_id, bound)).emergency.epoch == 2
+    assert await world.states(pressed.emergency_id, epoch=2) == {bound.camera_ids[0]: "RECORDING"}
+    await world.begin_shift(holder)
+    await world.link(holder)
+
+    again = await world.press(holder.radio)
+
+    assert again.emergency_id == pressed.emergency_id
+    assert await world.states(pressed.emergency_id, epoch=3) == {holder.camera_ids[0]: "RECORDING"}
+    assert len(world.cameras[bound.camera_ids[0]].starts) == 1
+    emergency = (await world.get(pressed.emergency_id)).emergency
+    assert emergency.subject.officer_id == holder.officer_id
+    assert emergency.subject_conflict
+    assert [each.officer_id for each in emergency.earlier] == [bound.officer_id]
+
+
+async def test_a_bound_officers_next_try_starts_the_camera_that_he_or_she_has_then(world: World, someone: Someone) -> None:
+    """P1: cameras change hands while the emergency is open; the one that was bound hours ago may be anybody's."""
+    bound, spare = await world.duty(someone()), someone()
+    await world.enrol([spare])
+    (old,), (new,) = bound.camera_ids, spare.camera_ids
+    world.cameras[old].faults.asleep = True
+    stranger = replace(bound, radio=radio(bound.radio.unit_id + 9000))
+    pressed = await world.press(stranger.radio)
+    await _bind(world, pressed.emergency_id, bound)
+    assert await world.states(pressed.emergency_id, epoch=2) == {old: "REFUSED"}
+    await check_in(world.admin, bound)
+    await check_out(world.admin, replace(bound, camera_ids=(new,)))
+    await world.power_on(world.cameras[new])
+    world.cameras[old].faults.asleep = False
+
+    await _press_until(world, stranger, epoch=3)
+
+    assert await world.states(pressed.emergency_id, epoch=3) == {new: "RECORDING"}
+    assert not world.cameras[old].starts
+
+
+async def test_a_press_after_a_refused_start_starts_the_camera(world: World, someone: Someone) -> None:
+    """P3: asleep at first; the wearer wakes it and presses again."""
+    officer = someone()
+    await world.enrol([officer])
+    camera = world.cameras[officer.camera_ids[0]]
+    camera.faults.asleep = True
+    await world.begin_shift(officer)
+    await world.link(officer)
+    pressed = await world.press(officer.radio)
+    assert await world.states(pressed.emergency_id) == {camera.camera_id: "REFUSED"}
+    camera.faults.asleep = False
+
+    assert await _press_until(world, officer, epoch=2) == pressed.emergency_id
+
+    assert await world.states(pressed.emergency_id, epoch=2) == {camera.camera_id: "RECORDING"}
+    assert len(camera.starts) == 1
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+async def test_a_storm_of_retries_is_one_emergency_and_one_epoch(world: World, someone: Someone, asleep: bool) -> None:
+    """Radios retry up to 255 times; each as a press of its own, to both replicas, with the camera refusing or not."""
+    officer = someone()
+    await world.enrol([officer])
+    world.cameras[officer.camera_ids[0]].faults.asleep = asleep
+    await world.begin_shift(officer)
+    await world.link(officer)
+    gateways = [world.new_gateway(f"gw-retry-{n}") for n in range(3)]
+    presses = [gateways[n % 3].send(gateways[n % 3].press(officer.radio)) for n in range(255)]
+    answers = await asyncio.gather(*presses)
+
+    (emergency_id,) = {answer.emergency_id for answer in answers}
+    emergency = (await world.get(emergency_id)).emergency
+    assert emergency.repeat_count == 254
+    held_for = emergency.last_press_at.ToDatetime(UTC) - emergency.clocks.press_time.ToDatetime(UTC)
+    assert emergency.epoch == 1 or (asleep and held_for > timedelta(seconds=5))
+    assert [answer.outcome for answer in answers].count(pb.PRESS_OUTCOME_OPENED) == 1
+
+
+async def test_a_request_id_that_comes_again_with_another_press_opens_another_emergency(world: World, someone: Someone) -> None:
+    """P2: a gateway that derives its ids badly, months later; and a true repeat, however late, is answered as before."""
+    officer = await world.duty(someone())
+    first = world.gateway.press(officer.radio)
+    pressed = await world.gateway.send(first)
+    await world.clear(pressed.emergency_id)
+    for field, value in (("press", pb.PressCounter(counter=9001, boot_epoch=7)), ("received_at", None)):
+        other = pb.RaiseAlarmRequest.FromString(first.SerializeToString())
+        other.ClearField("press")
+        if value:
+            other.press.CopyFrom(value)
+        else:
+            other.received_at.FromDatetime(datetime.now(UTC) - timedelta(seconds=2))
+        answer = await world.gateway.send(other)
+        assert (field, answer.outcome) == (field, pb.PRESS_OUTCOME_OPENED)
+        assert (await world.gateway.send(other)).emergency_id == answer.emergency_id
+        await world.clear(answer.emergency_id)
+    assert (await world.gateway.send(first)).emergency_id == pressed.emergency_id
+
+
+async def test_an_acknowledgement_does_not_answer_another_officers_press(world: World, someone: Someone) -> None:
+    """I13: the radio was handed over; who presses now has not been heard by anybody."""
+    first, second = await world.duty(someone()), someone()
+    second = replace(second, radio=first.radio)
+    pressed = await world.press(first.radio)
+    desk, acknowledge = world.supervisor, pb.AcknowledgeRequest(emergency_id=pressed.emergency_id)
+    await desk.call(desk.emergency.Acknowledge, acknowledge)
+    await world.press(first.radio)
+    assert (await world.get(pressed.emergency_id)).emergency.HasField("acknowledged")
+    await world.end_shift(first)
+    await world.duty(second)
+
+    await world.press(second.radio)
+
+    emergency = (await world.get(pressed.emergency_id)).emergency
+    assert (emergency.subject.officer_id, emergency.HasField("acknowledged")) == (second.officer_id, False)
+    async with Desk(world.stack, "analyst") as analyst:
+        again = await analyst.call(analyst.emergency.Acknowledge, acknowledge)
+    assert again.emergency.acknowledged.actor.id == "analyst"
+
+
+async def test_a_gateways_clock_alone_withholds_no_camera(world: World, someone: Someone) -> None:
+    """C1: booted with yesterday's clock, received the press, had its clock set, sent it. Only `waited` makes a press old."""
+    officer = await world.duty(someone())
+    press = world.gateway.press(officer.radio)
+    press.received_at.FromDatetime(datetime.now(UTC) - timedelta(hours=23))
+    press.request_id = "00000000-0000-4000-8000-000000000000"  # so that the gateway knows nothing of how long it lay there
+    pressed = await world.gateway.send(press)
+    clocks = (await world.get(pressed.emergency_id)).emergency.clocks
+    assert clocks.clock_suspect
+    assert timedelta(hours=22) < clocks.may_be_older_by.ToTimedelta() < timedelta(hours=24)
+    assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "RECORDING"}
+
+
+async def test_a_forgotten_check_in_is_taken_over_and_the_new_officers_camera_starts(world: World, someone: Someone) -> None:
+    """P13: the refusal names who and which; with take_over the radio is the new officer's from then on."""
+    forgetful, taker = await world.duty(someone()), someone()
+    taker = replace(taker, radio=forgetful.radio)
+    await world.enrol([taker])
+    with pytest.raises(grpc.aio.AioRpcError, match=forgetful.officer_id) as refused:
+        await check_out(world.admin, taker)
+    assert "bee00-1a4-" in str(refused.value.details())
+
+    await check_out(world.admin, taker, take_over=True)
+    await world.link(taker)
+    pressed = await world.press(taker.radio)
+
+    assert await world.states(pressed.emergency_id) == {taker.camera_ids[0]: "RECORDING"}
+    assert not world.cameras[forgetful.camera_ids[0]].starts

@@ -4,16 +4,14 @@ import asyncio
 import json
 import random
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import psutil
 import pytest
-import pytest_asyncio
 from chassis import telemetry
 from chassis.bus import Publisher, Received, Record, Topic, check_topics, client_config
 from chassis.errors import Misconfigured
-from chassis.reader import Reader
 from chassis.settings import KafkaSettings
 from confluent_kafka import Producer
 from contracts.topics import (
@@ -25,7 +23,6 @@ from contracts.topics import (
     MEDIA_CHAIN,
     REGISTRY_DUTY,
     STREAM_SESSION,
-    TOPICS,
     radio_key,
 )
 from sightline.activation.v1.activation_pb2 import ActivationDecision, ActivationResult, DecisionRejection
@@ -41,30 +38,6 @@ from tools.world import World, until
 
 Someone = Callable[..., Member]
 Read = Callable[[Topic], list[Received]]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def read(world: World, kafka: KafkaSettings, publisher: Publisher) -> AsyncIterator[Read]:
-    """All records of a topic since the test session began, kept up to date in the background."""
-    found: dict[str, list[Received]] = {}
-    topics = [each for topic in TOPICS for each in (topic, topic.dlq())]
-
-    def collect(topic: Topic) -> Reader:
-        records = found.setdefault(topic.name, [])
-
-        async def keep(received: Received) -> None:
-            records.append(received)
-
-        return Reader(f"test-{topic.name}", (topic,), keep, kafka, publisher)
-
-    readers = [collect(topic) for topic in topics]
-    tasks = [asyncio.create_task(reader.tail(timedelta(hours=1))) for reader in readers]
-    for reader in readers:
-        await reader.caught_up.wait()
-    yield lambda topic: found[topic.name]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 POISON = {

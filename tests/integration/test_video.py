@@ -382,22 +382,45 @@ async def test_a_camera_streams_once_for_two_emergencies_and_ends_with_another_h
     assert old.end_cause == SessionEndCause.SESSION_END_CAUSE_HOLDER_CHANGED
 
 
-async def test_whoever_watches_because_of_the_wrong_officer_is_cut_off_when_the_right_one_is_bound(world: World, someone: Someone) -> None:
+async def test_the_earlier_officers_picture_stays_until_he_or_she_is_not_involved(world: World, someone: Someone) -> None:
+    """A5: who pressed may need help still, whoever else is bound; only a supervisor's word ends the view, and nothing the recording."""
     officer, bound = await world.duty(someone()), await world.duty(someone())
     (camera_id,) = officer.camera_ids
-    pressed = await world.press(officer.radio)
+    desk, pressed = world.supervisor, await world.press(officer.radio)
+    await world.states(pressed.emergency_id)
     async with await world.watch(pressed.emergency_id, camera_id) as viewer:
         await _gets(viewer)
+        bind = emergency_pb.BindSubjectRequest(emergency_id=pressed.emergency_id, officer_id=bound.officer_id, note="her voice")
+        async with Desk(world.stack, "analyst") as analyst:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await analyst.call(analyst.emergency.BindSubject, bind)
+            assert reason_of(refused.value) == "SUBJECT_SETTLED"
+        await desk.call(desk.emergency.BindSubject, bind)
+        async with await world.watch(pressed.emergency_id, bound.camera_ids[0]) as other:
+            await _gets(other)
+        # Both are seen: the one who watched watches on, and whoever asks now gets a grant.
+        seen = len(viewer.pieces)
+        await until(lambda: _async(len(viewer.pieces) > seen), "more of the first picture")
         unused = await world.grant(pressed.emergency_id, camera_id)
-        bind = emergency_pb.BindSubjectRequest(emergency_id=pressed.emergency_id, officer_id=bound.officer_id)
-        await world.supervisor.call(world.supervisor.emergency.BindSubject, bind)
+
+        mark = emergency_pb.MarkNotInvolvedRequest(emergency_id=pressed.emergency_id, officer_id=officer.officer_id, note="sat in the car")
+        await desk.call(desk.emergency.MarkNotInvolved, mark)
+
         await asyncio.wait_for(viewer.over.wait(), 30)
         assert viewer.close_code == REVOKED
     async with Viewer(unused.view_url, unused.token) as late:
         await asyncio.wait_for(late.over.wait(), 30)
     assert (late.close_code, late.pieces) == (REVOKED, [])
+    with pytest.raises(grpc.aio.AioRpcError) as nothing:
+        await desk.call(desk.sessions.WatchCamera, pb.WatchCameraRequest(emergency_id=pressed.emergency_id, camera_id=camera_id))
+    assert nothing.value.code() == grpc.StatusCode.NOT_FOUND
+    assert world.cameras[camera_id].recording
     async with await world.watch(pressed.emergency_id, bound.camera_ids[0]) as viewer:
         await _gets(viewer)
+
+
+async def _async(value: bool) -> bool:
+    return value
 
 
 async def test_nothing_is_asked_of_a_camera_whose_emergency_was_cleared_before_it_came(world: World, someone: Someone) -> None:

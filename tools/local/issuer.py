@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 # user → (agency, roles); `platform-admin` sets the system up.
 USERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "supervisor": ("demo-pd", ("supervisor",)),
+    "watch-commander": ("demo-pd", ("supervisor",)),
     "analyst": ("demo-pd", ("analyst",)),
     "officer": ("demo-pd", ("officer",)),
     "auditor": ("demo-pd", ("auditor",)),

@@ -46,6 +46,8 @@ QUICK_PERIODS = {
     "evidence": {"SIGHTLINE_SWEEP_S": "0.5"}, "relay": {"SIGHTLINE_RETIRE_S": "0.5"},
     "audit": {"SIGHTLINE_JUDGE_S": "0.5", "SIGHTLINE_SETTLED_S": "5", "SIGHTLINE_RECHECK_S": "1"},
 }  # fmt: skip
+# What a process tells of in its health beside whether it serves.
+PARTS = ("clock", "topics")
 Progress = Callable[[str], None]
 _ORIGIN, _WITNESS = "laptop.sightline.example/audit", "laptop.sightline.example/witness"
 
@@ -283,6 +285,20 @@ def serving(stack: Stack, name: str) -> bool:
     return True
 
 
+def ails(stack: Stack, name: str) -> list[str]:
+    """Parts of a serving process that somebody has to mend: its clock, its topics."""
+    found = []
+    for part in PARTS:
+        try:
+            _serving(stack.health[name], part)
+        except ConnectionError:
+            found.append(part)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.NOT_FOUND:  # it has no such part
+                raise
+    return found
+
+
 def start_services(stack: Stack, progress: Progress) -> None:
     """Start the services of a stack that came up without them, and wait until all serve."""
     for each in stack.health:
@@ -439,9 +455,9 @@ def _wait_ready(stack: Stack, progress: Progress) -> None:
     wait_for("issuer", lambda: urllib.request.urlopen(f"{stack.issuer}/jwks.json", timeout=1).close(), watched=stack.processes)
 
 
-def _serving(address: str) -> None:
-    """Raise until the health service says SERVING."""
+def _serving(address: str, part: str = "") -> None:
+    """Raise until the health service says SERVING, of the whole or of a part."""
     with grpc.insecure_channel(address) as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=part), timeout=1)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise ConnectionError("not serving yet")

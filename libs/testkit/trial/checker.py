@@ -129,8 +129,9 @@ def _no_wrong_camera(evidence: Evidence) -> Broken:
             yield "I3", f"camera {camera} started for {name[1:]} without a decision"
         if camera not in carried.get(emergency_id, set()):
             yield "I3", f"camera {camera} started for {emergency_id}, whose radio was with {carried.get(emergency_id)}"
-    for row in evidence.rows["unexpected"]:
-        yield "I3", f"camera {row['camera_id']} reported {row['emergency_id']} epoch {row['epoch']}, which nobody ordered"
+    for record in evidence.audit:
+        if record.action == "activation.unexpected" and record.emergency_id in emergencies:
+            yield "I3", f"{record.target} reported {record.emergency_id} epoch {record.details['epoch']}, which nobody ordered"
     for row in ordered.values():
         document = emergencies.get(row["emergency_id"], {}).get("document")
         if document is None:

@@ -27,7 +27,7 @@ class Evidence:
 
     presses: list[Row]  # journal: intended, sent, answered, cleared
     cameras: list[Row]  # journal: start
-    rows: Mapping[str, list[Row]]  # PostgreSQL: press, emergency, shown, decision, activation, unexpected
+    rows: Mapping[str, list[Row]]  # PostgreSQL: press, emergency, shown, decision, activation
     events: list[Emergency]
     decisions: list[ActivationDecision]
     results: list[ActivationResult]
@@ -47,7 +47,6 @@ _QUERIES = {
     " WHERE agency_id = %s",
     "rejected": "SELECT r.emergency_id::text, r.epoch, r.decided_by, r.why FROM streams.rejected_decision r"
     " JOIN streams.known_emergency USING (emergency_id) WHERE agency_id = %s",
-    "unexpected": "SELECT emergency_id::text, epoch, camera_id FROM streams.unexpected_report WHERE agency_id = %s",
 }
 
 

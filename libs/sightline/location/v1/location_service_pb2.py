@@ -27,13 +27,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sightline.location.v1 import position_pb2 as sightline_dot_location_dot_v1_dot_position__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,sightline/location/v1/location_service.proto\x12\x15sightline.location.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$sightline/location/v1/position.proto\"P\n\x16ReportPositionsRequest\x12\x36\n\x07reports\x18\x01 \x03(\x0b\x32%.sightline.location.v1.PositionReport\"O\n\rRefusedReport\x12\r\n\x05index\x18\x01 \x01(\r\x12/\n\x07refusal\x18\x02 \x01(\x0e\x32\x1e.sightline.location.v1.Refusal\"\x96\x01\n\x17ReportPositionsResponse\x12\r\n\x05taken\x18\x01 \x01(\r\x12\x35\n\x07refused\x18\x02 \x03(\x0b\x32$.sightline.location.v1.RefusedReport\x12\x35\n\x07ignored\x18\x03 \x03(\x0b\x32$.sightline.location.v1.IgnoredFields\".\n\rIgnoredFields\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06\x66ields\x18\x02 \x03(\t\"\x8f\x02\n\x0fGetTrackRequest\x12\x35\n\x04unit\x18\x01 \x01(\x0b\x32\x1f.sightline.location.v1.UnitNameB\x06\xbaH\x03\xc8\x01\x01\x12\x30\n\x04\x66rom\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x02to\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12&\n\x06reason\x18\x04 \x01(\tB\x16\xbaH\x13r\x11\x10\x03\x18\xf4\x03\x32\n^[^\\x00]*$\x12\x1d\n\tpage_size\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x88\'(\x00\x12\x1c\n\npage_token\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\"\xcf\x01\n\nTrackPoint\x12\'\n\x03\x66ix\x18\x01 \x01(\x0b\x32\x1a.sightline.location.v1.Fix\x12-\n\x06source\x18\x02 \x01(\x0e\x32\x1d.sightline.location.v1.Source\x12,\n\x08taken_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63oarse\x18\x04 \x01(\x08\x12\x15\n\rclock_suspect\x18\x05 \x01(\x08\x12\x14\n\x0c\x65mergency_id\x18\x06 \x01(\t\"^\n\x10GetTrackResponse\x12\x31\n\x06points\x18\x01 \x03(\x0b\x32!.sightline.location.v1.TrackPoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdf\x01\n\x07Privacy\x12\"\n\x0fidle_resolution\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\x0f(\x05\x12\x1d\n\tkeep_days\x18\x02 \x01(\rB\n\xbaH\x07*\x05\x18\xee\x02(\x01\x12\"\n\x0ekeep_idle_days\x18\x03 \x01(\rB\n\xbaH\x07*\x05\x18\xee\x02(\x01:m\xbaHj\x1ah\n\x0fidle_not_longer\x12.keep_idle_days must not be more than keep_days\x1a%this.keep_idle_days <= this.keep_days\"L\n\x11SetPrivacyRequest\x12\x37\n\x07privacy\x18\x01 \x01(\x0b\x32\x1e.sightline.location.v1.PrivacyB\x06\xbaH\x03\xc8\x01\x01\"E\n\x12SetPrivacyResponse\x12/\n\x07privacy\x18\x01 \x01(\x0b\x32\x1e.sightline.location.v1.Privacy\"\x13\n\x11GetPrivacyRequest\"E\n\x12GetPrivacyResponse\x12/\n\x07privacy\x18\x01 \x01(\x0b\x32\x1e.sightline.location.v1.Privacy2\xaa\x03\n\x0fLocationService\x12t\n\x0fReportPositions\x12-.sightline.location.v1.ReportPositionsRequest\x1a..sightline.location.v1.ReportPositionsResponse(\x01\x30\x01\x12[\n\x08GetTrack\x12&.sightline.location.v1.GetTrackRequest\x1a\'.sightline.location.v1.GetTrackResponse\x12\x61\n\nSetPrivacy\x12(.sightline.location.v1.SetPrivacyRequest\x1a).sightline.location.v1.SetPrivacyResponse\x12\x61\n\nGetPrivacy\x12(.sightline.location.v1.GetPrivacyRequest\x1a).sightline.location.v1.GetPrivacyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,sightline/location/v1/location_service.proto\x12\x15sightline.location.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$sightline/location/v1/position.proto\"Z\n\x16ReportPositionsRequest\x12@\n\x07reports\x18\x01 \x03(\x0b\x32%.sightline.location.v1.PositionReportB\x08\xbaH\x05\x92\x01\x02\x08\x01\"O\n\rRefusedReport\x12\r\n\x05index\x18\x01 \x01(\r\x12/\n\x07refusal\x18\x02 \x01(\x0e\x32\x1e.sightline.location.v1.Refusal\"\x96\x01\n\x17ReportPositionsResponse\x12\r\n\x05taken\x18\x01 \x01(\r\x12\x35\n\x07refused\x18\x02 \x03(\x0b\x32$.sightline.location.v1.RefusedReport\x12\x35\n\x07ignored\x18\x03 \x03(\x0b\x32$.sightline.location.v1.IgnoredFields\".\n\rIgnoredFields\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06\x66ields\x18\x02 \x03(\t\"\x8f\x02\n\x0fGetTrackRequest\x12\x35\n\x04unit\x18\x01 \x01(\x0b\x32\x1f.sightline.location.v1.UnitNameB\x06\xbaH\x03\xc8\x01\x01\x12\x30\n\x04\x66rom\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x02to\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12&\n\x06reason\x18\x04 \x01(\tB\x16\xbaH\x13r\x11\x10\x03\x18\xf4\x03\x32\n^[^\\x00]*$\x12\x1d\n\tpage_size\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x88\'(\x00\x12\x1c\n\npage_token\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\"\xcf\x01\n\nTrackPoint\x12\'\n\x03\x66ix\x18\x01 \x01(\x0b\x32\x1a.sightline.location.v1.Fix\x12-\n\x06source\x18\x02 \x01(\x0e\x32\x1d.sightline.location.v1.Source\x12,\n\x08taken_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63oarse\x18\x04 \x01(\x08\x12\x15\n\rclock_suspect\x18\x05 \x01(\x08\x12\x14\n\x0c\x65mergency_id\x18\x06 \x01(\t\"^\n\x10GetTrackResponse\x12\x31\n\x06points\x18\x01 \x03(\x0b\x32!.sightline.location.v1.TrackPoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdf\x01\n\x07Privacy\x12\"\n\x0fidle_resolution\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\x0f(\x05\x12\x1d\n\tkeep_days\x18\x02 \x01(\rB\n\xbaH\x07*\x05\x18\xee\x02(\x01\x12\"\n\x0ekeep_idle_days\x18\x03 \x01(\rB\n\xbaH\x07*\x05\x18\xee\x02(\x01:m\xbaHj\x1ah\n\x0fidle_not_longer\x12.keep_idle_days must not be more than keep_days\x1a%this.keep_idle_days <= this.keep_days\"L\n\x11SetPrivacyRequest\x12\x37\n\x07privacy\x18\x01 \x01(\x0b\x32\x1e.sightline.location.v1.PrivacyB\x06\xbaH\x03\xc8\x01\x01\"E\n\x12SetPrivacyResponse\x12/\n\x07privacy\x18\x01 \x01(\x0b\x32\x1e.sightline.location.v1.Privacy\"\x13\n\x11GetPrivacyRequest\"E\n\x12GetPrivacyResponse\x12/\n\x07privacy\x18\x01 \x01(\x0b\x32\x1e.sightline.location.v1.Privacy2\xaa\x03\n\x0fLocationService\x12t\n\x0fReportPositions\x12-.sightline.location.v1.ReportPositionsRequest\x1a..sightline.location.v1.ReportPositionsResponse(\x01\x30\x01\x12[\n\x08GetTrack\x12&.sightline.location.v1.GetTrackRequest\x1a\'.sightline.location.v1.GetTrackResponse\x12\x61\n\nSetPrivacy\x12(.sightline.location.v1.SetPrivacyRequest\x1a).sightline.location.v1.SetPrivacyResponse\x12\x61\n\nGetPrivacy\x12(.sightline.location.v1.GetPrivacyRequest\x1a).sightline.location.v1.GetPrivacyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sightline.location.v1.location_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_REPORTPOSITIONSREQUEST'].fields_by_name['reports']._loaded_options = None
+  _globals['_REPORTPOSITIONSREQUEST'].fields_by_name['reports']._serialized_options = b'\272H\005\222\001\002\010\001'
   _globals['_GETTRACKREQUEST'].fields_by_name['unit']._loaded_options = None
   _globals['_GETTRACKREQUEST'].fields_by_name['unit']._serialized_options = b'\272H\003\310\001\001'
   _globals['_GETTRACKREQUEST'].fields_by_name['from']._loaded_options = None
@@ -57,29 +59,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETPRIVACYREQUEST'].fields_by_name['privacy']._loaded_options = None
   _globals['_SETPRIVACYREQUEST'].fields_by_name['privacy']._serialized_options = b'\272H\003\310\001\001'
   _globals['_REPORTPOSITIONSREQUEST']._serialized_start=171
-  _globals['_REPORTPOSITIONSREQUEST']._serialized_end=251
-  _globals['_REFUSEDREPORT']._serialized_start=253
-  _globals['_REFUSEDREPORT']._serialized_end=332
-  _globals['_REPORTPOSITIONSRESPONSE']._serialized_start=335
-  _globals['_REPORTPOSITIONSRESPONSE']._serialized_end=485
-  _globals['_IGNOREDFIELDS']._serialized_start=487
-  _globals['_IGNOREDFIELDS']._serialized_end=533
-  _globals['_GETTRACKREQUEST']._serialized_start=536
-  _globals['_GETTRACKREQUEST']._serialized_end=807
-  _globals['_TRACKPOINT']._serialized_start=810
-  _globals['_TRACKPOINT']._serialized_end=1017
-  _globals['_GETTRACKRESPONSE']._serialized_start=1019
-  _globals['_GETTRACKRESPONSE']._serialized_end=1113
-  _globals['_PRIVACY']._serialized_start=1116
-  _globals['_PRIVACY']._serialized_end=1339
-  _globals['_SETPRIVACYREQUEST']._serialized_start=1341
-  _globals['_SETPRIVACYREQUEST']._serialized_end=1417
-  _globals['_SETPRIVACYRESPONSE']._serialized_start=1419
-  _globals['_SETPRIVACYRESPONSE']._serialized_end=1488
-  _globals['_GETPRIVACYREQUEST']._serialized_start=1490
-  _globals['_GETPRIVACYREQUEST']._serialized_end=1509
-  _globals['_GETPRIVACYRESPONSE']._serialized_start=1511
-  _globals['_GETPRIVACYRESPONSE']._serialized_end=1580
-  _globals['_LOCATIONSERVICE']._serialized_start=1583
-  _globals['_LOCATIONSERVICE']._serialized_end=2009
+  _globals['_REPORTPOSITIONSREQUEST']._serialized_end=261
+  _globals['_REFUSEDREPORT']._serialized_start=263
+  _globals['_REFUSEDREPORT']._serialized_end=342
+  _globals['_REPORTPOSITIONSRESPONSE']._serialized_start=345
+  _globals['_REPORTPOSITIONSRESPONSE']._serialized_end=495
+  _globals['_IGNOREDFIELDS']._serialized_start=497
+  _globals['_IGNOREDFIELDS']._serialized_end=543
+  _globals['_GETTRACKREQUEST']._serialized_start=546
+  _globals['_GETTRACKREQUEST']._serialized_end=817
+  _globals['_TRACKPOINT']._serialized_start=820
+  _globals['_TRACKPOINT']._serialized_end=1027
+  _globals['_GETTRACKRESPONSE']._serialized_start=1029
+  _globals['_GETTRACKRESPONSE']._serialized_end=1123
+  _globals['_PRIVACY']._serialized_start=1126
+  _globals['_PRIVACY']._serialized_end=1349
+  _globals['_SETPRIVACYREQUEST']._serialized_start=1351
+  _globals['_SETPRIVACYREQUEST']._serialized_end=1427
+  _globals['_SETPRIVACYRESPONSE']._serialized_start=1429
+  _globals['_SETPRIVACYRESPONSE']._serialized_end=1498
+  _globals['_GETPRIVACYREQUEST']._serialized_start=1500
+  _globals['_GETPRIVACYREQUEST']._serialized_end=1519
+  _globals['_GETPRIVACYRESPONSE']._serialized_start=1521
+  _globals['_GETPRIVACYRESPONSE']._serialized_end=1590
+  _globals['_LOCATIONSERVICE']._serialized_start=1593
+  _globals['_LOCATIONSERVICE']._serialized_end=2019
 # @@protoc_insertion_point(module_scope)
