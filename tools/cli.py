@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from chassis import telemetry
 from chassis.settings import DatabaseSettings, KafkaSettings, RpcSettings, ServiceSettings, TelemetrySettings, load
 from psycopg.conninfo import make_conninfo
 from pydantic_settings import BaseSettings
+from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Column, Table
 
@@ -23,11 +25,13 @@ from tools import terminal
 from tools.cli_audit import audit_app
 from tools.cli_location import location_app
 from tools.doctor import Patient
-from tools.importer import COLUMNS
+from tools.importer import COLUMNS, Difference
 from tools.local import stack as local
 from tools.local.process import StartError
 from tools.local.stack import Stack, StackError
 from tools.terminal import Data, Json, at_desk, complain, print_json, running_stack, say
+
+_SHOWN = 20  # lines of each kind
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -169,18 +173,21 @@ def _production_patient() -> Patient:
 
 @roster_app.command("import")
 def roster_import(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=f"CSV in UTF-8 with the columns {', '.join(COLUMNS)}.")],
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=f"CSV with the columns {', '.join(COLUMNS)}.")],
     agency: Annotated[str, typer.Option(help="The agency whose roster it is.")] = "demo-pd",
     data: Data = local.DEFAULT_DATA,
     check: Annotated[bool, typer.Option("--check", help="Read and check the file only; nothing is sent.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be added and changed, and whom the file lacks.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Change names, aliases and models of what is there to the file's.")] = False,
     as_json: Json = False,
 ) -> None:
     """Register officers, radios and cameras from a CSV file. A row that is wrong is reported; the others are taken.
 
-    A radio is WACN-system-unit in hexadecimal (bee00-1a4-002328); cameras are separated by semicolons. Importing the same
-    file again is harmless.
+    The file may be in UTF-8, UTF-16 or Windows-1252, with commas, semicolons or tabs. A radio is WACN-system-unit in hexadecimal, in
+    full (bee00-1a4-002328), or in decimal in a column radio_decimal (781824-420-9000); cameras are separated by semicolons.
+    Importing the same file again is harmless. Nobody is removed by an import.
     """
-    from tools.importer import Imported, RosterError, import_roster, read_roster, write_report
+    from tools.importer import Imported, RosterError, import_roster, open_roster, read_roster, write_report
 
     async def send() -> Imported:
         from tools.desk import Desk
@@ -188,12 +195,14 @@ def roster_import(
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=terminal.err, transient=True) as bar:
             task = bar.add_task(f"roster of {agency}", total=None)
             async with Desk(running_stack(data), "platform-admin") as desk:
-                return await import_roster(desk, agency, file, lambda done, total: bar.update(task, completed=done, total=total))
+                advance = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
+                return await import_roster(desk, agency, file, advance, dry_run=dry_run, update=update)
 
     try:
         if check:
-            entries, problems = read_roster(file, agency)
-            found = Imported(len(entries) + len(problems), 0, problems)
+            source = open_roster(file)
+            entries, problems = read_roster(file, agency, source)
+            found = Imported(len(entries) + len(problems), 0, problems, source.recognised)
         else:
             found = asyncio.run(send())
     except RosterError as error:
@@ -202,14 +211,32 @@ def roster_import(
         print_json(asdict(found))
     else:
         taken = found.rows - len({problem.line for problem in found.problems})
-        terminal.out.print(
-            f"{taken} of {found.rows} rows {'can be taken' if check else f'taken; {found.created} officers, radios and cameras are new'}"
-        )
+        terminal.out.print(f"read as {found.recognised}")
+        new = f"{found.created} officers, radios and cameras are new"
+        what = "can be taken" if check else f"would be taken; {new}" if dry_run else f"taken; {new}"
+        terminal.out.print(f"{taken} of {found.rows} rows {what}")
+        _show_differences(found.differences)
     for problem in found.problems[:20]:
         terminal.err.print(f"line {problem.line}: {problem.text}", style="red", highlight=False, markup=False, soft_wrap=True)
     if found.problems:
         terminal.err.print(f"{len(found.problems)} problems, all in {write_report(file, found.problems)}")
         raise typer.Exit(1)
+
+
+def _show_differences(differences: Sequence[Difference]) -> None:
+    """What a dry run found: the first of what is new, all of what changes, the first of whom the file lacks."""
+    changed = [each for each in differences if each.before is not None and each.after is not None]
+    missing = [each for each in differences if each.after is None]
+    table = Table("", "line", Column("what", overflow="fold"), Column("before", overflow="fold"), Column("after", overflow="fold"))
+    for mark, found in (("+", [each for each in differences if each.before is None]), ("~", changed), ("-", missing)):
+        for each in found[:_SHOWN]:
+            table.add_row(mark, str(each.line or ""), each.what, escape(each.before or ""), escape(each.after or ""))
+        if len(found) > _SHOWN:
+            table.add_row(mark, "", f"… and {len(found) - _SHOWN} more; --json has all", "", "")
+    if differences:
+        terminal.out.print(table)
+    if missing:
+        terminal.out.print("- officers whom the file does not name: an import removes nobody")
 
 
 @evidence_app.command("verify")

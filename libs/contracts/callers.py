@@ -39,7 +39,7 @@ ALLOWED: Mapping[str, Allowed] = {
     _REGISTRY + "ImportRoster": _people("admin", "platform-admin"),
     _REGISTRY + "CheckOut": _people("admin", "platform-admin", "supervisor"),
     _REGISTRY + "CheckIn": _people("admin", "platform-admin", "supervisor"),
-    _REGISTRY + "ListOfficers": _people("admin", "supervisor", "analyst"),
+    _REGISTRY + "ListOfficers": _people("admin", "supervisor", "analyst", "platform-admin"),
     _REGISTRY + "ResolveRadio": _machines("service"),
     _REGISTRY + "ResolveOfficer": _machines("service"),
     _EMERGENCY + "RaiseAlarm": _machines("gateway", "cad", identity=("radio",)),

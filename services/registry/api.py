@@ -63,10 +63,18 @@ class RegistryApi(RegistryServiceServicer):
         return pb.RegisterFixedCameraResponse(fixed_camera=to_fixed_camera(camera))
 
     async def ImportRoster(self, request: pb.ImportRosterRequest, context: Any) -> pb.ImportRosterResponse:
-        """Register a part of a roster."""
-        problems, created = await self._service.import_roster(caller(), request.agency_id, list(map(_entry, request.entries)))
-        found = [pb.RosterProblem(index=place, problem=problem) for place, problem in problems.items()]
-        return pb.ImportRosterResponse(problems=found, created=created)
+        """Register a part of a roster, or tell what would come of it."""
+        agency, entries = request.agency_id, list(map(_entry, request.entries))
+        response = pb.ImportRosterResponse()
+        if request.dry_run:
+            problems, changes = await self._service.preview_roster(caller(), agency, entries, update=request.update)
+            response.created = sum(change.before is None for _, change in changes)
+            for place, change in changes:
+                response.changes.add(index=place, what=change.what, before=change.before, after=change.after)
+        else:
+            problems, response.created = await self._service.import_roster(caller(), agency, entries, update=request.update)
+        response.problems.extend(pb.RosterProblem(index=place, problem=problem) for place, problem in problems.items())
+        return response
 
     async def CheckOut(self, request: pb.CheckOutRequest, context: Any) -> pb.CheckOutResponse:
         """Start a shift."""
@@ -87,10 +95,10 @@ class RegistryApi(RegistryServiceServicer):
         return pb.CheckInResponse(radios=map(_radio, radios), camera_ids=cameras)
 
     async def ListOfficers(self, request: pb.ListOfficersRequest, context: Any) -> pb.ListOfficersResponse:
-        """A page of the caller's agency's officers."""
-        agency, size = caller().agency_id, request.page_size or _DEFAULT_PAGE
+        """A page of an agency's officers."""
+        agency, size = request.agency_id or caller().agency_id, request.page_size or _DEFAULT_PAGE
         query = f"ListOfficers/{agency}"
-        found = await self._service.list_officers(agency, page_cursor(query, request.page_token), size)
+        found = await self._service.list_officers(caller(), agency, page_cursor(query, request.page_token), size)
         response = pb.ListOfficersResponse()
         for duty in found:
             officer = pb.Officer(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from chassis.errors import InvalidRequest
+from chassis.errors import AlreadyExists, InvalidRequest
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 # A duty record goes back this far, longer than any age gate, and a shift may be planned or corrected within a month.
@@ -91,9 +91,44 @@ class RosterEntry:
     radio: Radio | None
     cameras: tuple[Camera, ...]
 
+    def things(self) -> list[Officer | Radio | Camera]:
+        """What is in it."""
+        return [thing for thing in (self.officer, self.radio, *self.cameras) if thing]
+
     def agencies(self) -> set[str]:
         """Whose things these are; more than one is a mistake."""
-        return {thing.agency_id for thing in (self.officer, self.radio, *self.cameras) if thing}
+        return {thing.agency_id for thing in self.things()}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an entry of a roster adds, or changes: a name, an alias or a model. `before` None: it is new."""
+
+    what: str
+    before: str | None
+    after: str
+
+
+def change(wanted: Officer | Radio | Camera, kept: Officer | Radio | Camera | None) -> Change | None:
+    """What makes of what is kept what is wanted; None if nothing has to. AlreadyExists if it is another agency's."""
+    what = name_of(wanted)
+    if kept is not None and kept.agency_id != wanted.agency_id:
+        raise AlreadyExists(Reason.ERROR_REASON_ALREADY_EXISTS, f"{what} is another agency's")
+    before, after = (None if thing is None else _label(thing) for thing in (kept, wanted))
+    return None if before == after else Change(what, before, after or "")
+
+
+def name_of(thing: Officer | Radio | Camera) -> str:
+    """A thing's name, like `officers/o1`."""
+    if isinstance(thing, Officer):
+        return f"officers/{thing.officer_id}"
+    return f"radios/{thing.identity}" if isinstance(thing, Radio) else f"cameras/{thing.camera_id}"
+
+
+def _label(thing: Officer | Radio | Camera) -> str:
+    if isinstance(thing, Officer):
+        return thing.display_name
+    return thing.alias if isinstance(thing, Radio) else thing.model
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from services.registry.model import (
     LOOK_BACK,
     Agency,
     Camera,
+    Change,
     Conflict,
     Duty,
     FixedCamera,
@@ -26,6 +27,7 @@ from services.registry.model import (
     RosterEntry,
     Span,
     Vehicle,
+    change,
     shift,
 )
 
@@ -39,6 +41,8 @@ class Registry(Protocol):
     async def add_officer(self, tx: Transaction, officer: Officer) -> bool: ...
     async def add_camera(self, tx: Transaction, camera: Camera) -> bool: ...
     async def add_radio(self, tx: Transaction, radio: Radio) -> int | None: ...
+    async def kept(self, tx: Transaction, thing: Officer | Radio | Camera) -> Officer | Radio | Camera | None: ...
+    async def rename(self, tx: Transaction, thing: Officer | Radio | Camera) -> None: ...
     async def put_device(self, tx: Transaction, device: Vehicle | FixedCamera) -> int | None: ...
     async def agency_exists(self, tx: Transaction, agency_id: str) -> bool: ...
     async def officer(self, tx: Transaction, officer_id: str, *, lock: bool = False) -> tuple[int, Officer] | None: ...
@@ -122,8 +126,13 @@ class RegistryService:
                 details = {"unit": device.unit_id} if isinstance(device, Vehicle) else {"at": f"{device.latitude} {device.longitude}"}
                 self._note(tx, caller, f"{kind}.registered", f"{kind}s/{name}", device.agency_id, details)
 
-    async def import_roster(self, caller: Caller, agency_id: str, entries: Sequence[RosterEntry]) -> tuple[dict[int, str], int]:
-        """Register what is not there yet; what is wrong with an entry, by its place, and how many things are new."""
+    async def import_roster(
+        self, caller: Caller, agency_id: str, entries: Sequence[RosterEntry], *, update: bool = False
+    ) -> tuple[dict[int, str], int]:
+        """Register what is not there yet; what is wrong with an entry, by its place, and how many things are new.
+
+        With `update` what is there with another name, alias or model gets the entry's.
+        """
         problems: dict[int, str] = {}
         created = 0
         async with self._database.transaction() as tx:
@@ -134,10 +143,41 @@ class RegistryService:
                     continue
                 try:
                     async with tx.part():
+                        if update:
+                            await self._rename(tx, caller, entry)
                         created += await self._import(tx, caller, entry)
                 except AlreadyExists as error:
                     problems[place] = error.message
         return problems, created
+
+    async def preview_roster(
+        self, caller: Caller, agency_id: str, entries: Sequence[RosterEntry], *, update: bool = False
+    ) -> tuple[dict[int, str], list[tuple[int, Change]]]:
+        """What an import would find wrong with entries, by their place, and what it would add or finds different; changes nothing."""
+        problems: dict[int, str] = {}
+        changes: list[tuple[int, Change]] = []
+        async with self._database.transaction() as tx:
+            await self._require_agency(tx, caller, agency_id)
+            for place, entry in enumerate(entries):
+                try:
+                    found = [change(thing, await self._store.kept(tx, thing)) for thing in entry.things()]
+                except AlreadyExists as error:
+                    problems[place] = error.message
+                    continue
+                if entry.agencies() - {agency_id}:
+                    problems[place] = f"not of agency {agency_id}"
+                elif not update and (other := [each.what for each in found if each and each.before is not None]):
+                    problems[place] = f"{', '.join(other)}: there with other content, which only an update changes"
+                changes += [(place, each) for each in found if each]
+        return problems, changes
+
+    async def _rename(self, tx: Transaction, caller: Caller, entry: RosterEntry) -> None:
+        for thing in entry.things():
+            found = change(thing, await self._store.kept(tx, thing))
+            if found and found.before is not None:
+                await self._store.rename(tx, thing)
+                about = {"before": found.before, "after": found.after}
+                self._note(tx, caller, "roster.renamed", found.what, thing.agency_id, about)
 
     async def _import(self, tx: Transaction, caller: Caller, entry: RosterEntry) -> int:
         """One entry, whole or not at all; returns how many things are new."""
@@ -219,8 +259,10 @@ class RegistryService:
             self._note(tx, caller, "shift.checked_in", f"officers/{officer_id}", officer.agency_id, details)
         return radios, cameras
 
-    async def list_officers(self, agency_id: str, after: str, limit: int) -> list[OnDuty]:
-        """A page of officers, ordered by id, that come after an id."""
+    async def list_officers(self, caller: Caller, agency_id: str, after: str, limit: int) -> list[OnDuty]:
+        """A page of an agency's officers, ordered by id, that come after an id."""
+        if not _may_manage(caller, agency_id):
+            raise Forbidden(Reason.ERROR_REASON_OTHER_AGENCY, "you do not act for this agency")
         async with self._database.transaction() as tx:
             return await self._store.on_duty(tx, agency_id, after, limit, self._clock.now())
 

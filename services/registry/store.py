@@ -112,6 +112,27 @@ class Store:
             raise AlreadyExists(Reason.ERROR_REASON_ALREADY_EXISTS, "this radio is registered with other content")
         return None
 
+    async def kept(self, tx: Transaction, thing: Officer | Radio | Camera) -> Officer | Radio | Camera | None:
+        """What is registered under a thing's id."""
+        if isinstance(thing, Officer):
+            found = await self.officer(tx, thing.officer_id)
+            return found[1] if found else None
+        if isinstance(thing, Radio):
+            row = await self._radio(tx, thing.identity)
+            return Radio(thing.identity, row["agency_id"], row["alias"]) if row else None
+        row = await tx.one("SELECT camera_id, agency_id, model FROM camera WHERE camera_id = %s", [thing.camera_id])
+        return Camera(**row) if row else None
+
+    async def rename(self, tx: Transaction, thing: Officer | Radio | Camera) -> None:
+        """Give what is registered under a thing's id the thing's name, alias or model."""
+        if isinstance(thing, Officer):
+            await tx.execute("UPDATE officer SET display_name = %s WHERE officer_id = %s", [thing.display_name, thing.officer_id])
+        elif isinstance(thing, Camera):
+            await tx.execute("UPDATE camera SET model = %s WHERE camera_id = %s", [thing.model, thing.camera_id])
+        else:
+            identity = [thing.identity.wacn, thing.identity.system_id, thing.identity.unit_id]
+            await tx.execute("UPDATE radio SET alias = %s WHERE wacn = %s AND system_id = %s AND unit_id = %s", [thing.alias, *identity])
+
     async def put_device(self, tx: Transaction, device: Vehicle | FixedCamera) -> int | None:
         """Keep what is new about it and return its version; None if nothing is. AlreadyExists if it is another agency's."""
         table, key = _DEVICES[type(device)]

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sightline/registry/v1/device.proto\x12\x15sightline.registry.v1\x1a\x1b\x62uf/validate/validate.proto\"\xd5\x01\n\x07Vehicle\x12\x34\n\nvehicle_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12\x30\n\tagency_id\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{1,62}$\x12,\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x16\xbaH\x13r\x11\x10\x01\x18\xc8\x01\x32\n^[^\\x00]*$\x12\x34\n\x07unit_id\x18\x04 \x01(\tB#\xbaH r\x1e\x32\x1c^([a-z0-9][a-z0-9-]{0,62})?$\"\xf9\x01\n\x0b\x46ixedCamera\x12\x33\n\tcamera_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12\x30\n\tagency_id\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{1,62}$\x12,\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x16\xbaH\x13r\x11\x10\x01\x18\xc8\x01\x32\n^[^\\x00]*$\x12)\n\x08latitude\x18\x04 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80V@)\x00\x00\x00\x00\x00\x80V\xc0\x12*\n\tlongitude\x18\x05 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80\x66@)\x00\x00\x00\x00\x00\x80\x66\xc0\"\x98\x01\n\x0c\x44\x65viceRecord\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x31\n\x07vehicle\x18\x02 \x01(\x0b\x32\x1e.sightline.registry.v1.VehicleH\x00\x12:\n\x0c\x66ixed_camera\x18\x03 \x01(\x0b\x32\".sightline.registry.v1.FixedCameraH\x00\x42\x08\n\x06\x64\x65viceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sightline/registry/v1/device.proto\x12\x15sightline.registry.v1\x1a\x1b\x62uf/validate/validate.proto\"\x8c\x03\n\x07Vehicle\x12\x34\n\nvehicle_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12\x30\n\tagency_id\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{1,62}$\x12\xe2\x01\n\x0c\x64isplay_name\x18\x03 \x01(\tB\xcb\x01\xbaH\xc7\x01r\x05\x10\x01\x18\xc8\x01\xba\x01\xbc\x01\n\x08readable\x12^has control characters, line breaks, or characters that nobody sees or that turn writing round\x1aPthis.matches(\'^([^\\\\p{Cc}\\\\p{Cf}\\\\p{Co}\\\\p{Zl}\\\\p{Zp}]|[\\\\x{200C}\\\\x{200D}])*$\')\x12\x34\n\x07unit_id\x18\x04 \x01(\tB#\xbaH r\x1e\x32\x1c^([a-z0-9][a-z0-9-]{0,62})?$\"\xb0\x03\n\x0b\x46ixedCamera\x12\x33\n\tcamera_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{1,62}$\x12\x30\n\tagency_id\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{1,62}$\x12\xe2\x01\n\x0c\x64isplay_name\x18\x03 \x01(\tB\xcb\x01\xbaH\xc7\x01r\x05\x10\x01\x18\xc8\x01\xba\x01\xbc\x01\n\x08readable\x12^has control characters, line breaks, or characters that nobody sees or that turn writing round\x1aPthis.matches(\'^([^\\\\p{Cc}\\\\p{Cf}\\\\p{Co}\\\\p{Zl}\\\\p{Zp}]|[\\\\x{200C}\\\\x{200D}])*$\')\x12)\n\x08latitude\x18\x04 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80V@)\x00\x00\x00\x00\x00\x80V\xc0\x12*\n\tlongitude\x18\x05 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80\x66@)\x00\x00\x00\x00\x00\x80\x66\xc0\"\x98\x01\n\x0c\x44\x65viceRecord\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x31\n\x07vehicle\x18\x02 \x01(\x0b\x32\x1e.sightline.registry.v1.VehicleH\x00\x12:\n\x0c\x66ixed_camera\x18\x03 \x01(\x0b\x32\".sightline.registry.v1.FixedCameraH\x00\x42\x08\n\x06\x64\x65viceb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VEHICLE'].fields_by_name['agency_id']._loaded_options = None
   _globals['_VEHICLE'].fields_by_name['agency_id']._serialized_options = b'\272H\032r\0302\026^[a-z][a-z0-9-]{1,62}$'
   _globals['_VEHICLE'].fields_by_name['display_name']._loaded_options = None
-  _globals['_VEHICLE'].fields_by_name['display_name']._serialized_options = b'\272H\023r\021\020\001\030\310\0012\n^[^\\x00]*$'
+  _globals['_VEHICLE'].fields_by_name['display_name']._serialized_options = b'\272H\307\001r\005\020\001\030\310\001\272\001\274\001\n\010readable\022^has control characters, line breaks, or characters that nobody sees or that turn writing round\032Pthis.matches(\'^([^\\\\p{Cc}\\\\p{Cf}\\\\p{Co}\\\\p{Zl}\\\\p{Zp}]|[\\\\x{200C}\\\\x{200D}])*$\')'
   _globals['_VEHICLE'].fields_by_name['unit_id']._loaded_options = None
   _globals['_VEHICLE'].fields_by_name['unit_id']._serialized_options = b'\272H r\0362\034^([a-z0-9][a-z0-9-]{0,62})?$'
   _globals['_FIXEDCAMERA'].fields_by_name['camera_id']._loaded_options = None
@@ -45,15 +45,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FIXEDCAMERA'].fields_by_name['agency_id']._loaded_options = None
   _globals['_FIXEDCAMERA'].fields_by_name['agency_id']._serialized_options = b'\272H\032r\0302\026^[a-z][a-z0-9-]{1,62}$'
   _globals['_FIXEDCAMERA'].fields_by_name['display_name']._loaded_options = None
-  _globals['_FIXEDCAMERA'].fields_by_name['display_name']._serialized_options = b'\272H\023r\021\020\001\030\310\0012\n^[^\\x00]*$'
+  _globals['_FIXEDCAMERA'].fields_by_name['display_name']._serialized_options = b'\272H\307\001r\005\020\001\030\310\001\272\001\274\001\n\010readable\022^has control characters, line breaks, or characters that nobody sees or that turn writing round\032Pthis.matches(\'^([^\\\\p{Cc}\\\\p{Cf}\\\\p{Co}\\\\p{Zl}\\\\p{Zp}]|[\\\\x{200C}\\\\x{200D}])*$\')'
   _globals['_FIXEDCAMERA'].fields_by_name['latitude']._loaded_options = None
   _globals['_FIXEDCAMERA'].fields_by_name['latitude']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\200V@)\000\000\000\000\000\200V\300'
   _globals['_FIXEDCAMERA'].fields_by_name['longitude']._loaded_options = None
   _globals['_FIXEDCAMERA'].fields_by_name['longitude']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\200f@)\000\000\000\000\000\200f\300'
   _globals['_VEHICLE']._serialized_start=91
-  _globals['_VEHICLE']._serialized_end=304
-  _globals['_FIXEDCAMERA']._serialized_start=307
-  _globals['_FIXEDCAMERA']._serialized_end=556
-  _globals['_DEVICERECORD']._serialized_start=559
-  _globals['_DEVICERECORD']._serialized_end=711
+  _globals['_VEHICLE']._serialized_end=487
+  _globals['_FIXEDCAMERA']._serialized_start=490
+  _globals['_FIXEDCAMERA']._serialized_end=922
+  _globals['_DEVICERECORD']._serialized_start=925
+  _globals['_DEVICERECORD']._serialized_end=1077
 # @@protoc_insertion_point(module_scope)

@@ -184,8 +184,14 @@ class ImportRosterRequest(_message.Message):
 
     AGENCY_ID_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
     agency_id: _builtins.str
     """The agency whose roster this is; every entry must be of it."""
+    dry_run: _builtins.bool
+    """Tell what would come of it, and change nothing."""
+    update: _builtins.bool
+    """What is there with another name, alias or model gets that of the entry; without, such an entry is a problem."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___RosterEntry]:
         """The entries."""
@@ -195,14 +201,52 @@ class ImportRosterRequest(_message.Message):
         *,
         agency_id: _builtins.str = ...,
         entries: _abc.Iterable[Global___RosterEntry] | None = ...,
+        dry_run: _builtins.bool = ...,
+        update: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "entries", b"entries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "dry_run", b"dry_run", "entries", b"entries", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportRosterRequest: _TypeAlias = ImportRosterRequest  # noqa: Y015
+
+@_typing.final
+class RosterChange(_message.Message):
+    """RosterChange is something that an entry adds, or that is there with other content."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Place of the entry in the request, from 0."""
+    what: _builtins.str
+    """What it is, like "officers/o1", "radios/bee00-1a4-002328", "cameras/cam-1"."""
+    before: _builtins.str
+    """Its name, alias or model before; unset if it is new."""
+    after: _builtins.str
+    """The same afterwards."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        what: _builtins.str = ...,
+        before: _builtins.str | None = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_before", b"_before", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_before", b"_before", "after", b"after", "before", b"before", "index", b"index", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__before: _TypeAlias = _typing.Literal["before"]  # noqa: Y015
+    _WhichOneofArgType__before: _TypeAlias = _typing.Literal["_before", b"_before"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__before) -> _WhichOneofReturnType__before | None: ...
+
+Global___RosterChange: _TypeAlias = RosterChange  # noqa: Y015
 
 @_typing.final
 class RosterProblem(_message.Message):
@@ -238,21 +282,27 @@ class ImportRosterResponse(_message.Message):
 
     PROBLEMS_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     created: _builtins.int
     """Officers, radios and cameras that were not there before."""
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___RosterProblem]:
         """Entries that were not taken."""
 
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RosterChange]:
+        """With `dry_run`: what is new or different, in the order of the entries."""
+
     def __init__(
         self,
         *,
         problems: _abc.Iterable[Global___RosterProblem] | None = ...,
         created: _builtins.int = ...,
+        changes: _abc.Iterable[Global___RosterChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "problems", b"problems"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "created", b"created", "problems", b"problems"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -727,19 +777,23 @@ class ListOfficersRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    AGENCY_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many; 50 if zero, 1000 at the most."""
     page_token: _builtins.str
     """The `next_page_token` of the previous page."""
+    agency_id: _builtins.str
+    """Whose officers; the caller's agency if empty. Another agency's only platform administrators see."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        agency_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -168,7 +168,7 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListOfficers(self, request, context):
-        """ListOfficers lists the officers of the caller's agency with what they hold now, ordered by officer id.
+        """ListOfficers lists the officers of an agency with what they hold now, ordered by officer id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,7 +57,7 @@ class RegistryServiceStub:
     CheckIn: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CheckInRequest, _registry_service_pb2.CheckInResponse]
     """CheckIn ends a shift: all that the officer holds at that instant is given back."""
     ListOfficers: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListOfficersRequest, _registry_service_pb2.ListOfficersResponse]
-    """ListOfficers lists the officers of the caller's agency with what they hold now, ordered by officer id."""
+    """ListOfficers lists the officers of an agency with what they hold now, ordered by officer id."""
     ResolveRadio: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ResolveRadioRequest, _registry_service_pb2.ResolveRadioResponse]
     """ResolveRadio tells who held a radio at an instant. An unknown radio is an answer, not an error."""
     ResolveOfficer: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ResolveOfficerRequest, _registry_service_pb2.ResolveOfficerResponse]
@@ -92,7 +92,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     CheckIn: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CheckInRequest, _registry_service_pb2.CheckInResponse]  # type: ignore[assignment]
     """CheckIn ends a shift: all that the officer holds at that instant is given back."""
     ListOfficers: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListOfficersRequest, _registry_service_pb2.ListOfficersResponse]  # type: ignore[assignment]
-    """ListOfficers lists the officers of the caller's agency with what they hold now, ordered by officer id."""
+    """ListOfficers lists the officers of an agency with what they hold now, ordered by officer id."""
     ResolveRadio: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ResolveRadioRequest, _registry_service_pb2.ResolveRadioResponse]  # type: ignore[assignment]
     """ResolveRadio tells who held a radio at an instant. An unknown radio is an answer, not an error."""
     ResolveOfficer: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ResolveOfficerRequest, _registry_service_pb2.ResolveOfficerResponse]  # type: ignore[assignment]
@@ -184,7 +184,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ListOfficersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListOfficersResponse, _abc.Awaitable[_registry_service_pb2.ListOfficersResponse]]:
-        """ListOfficers lists the officers of the caller's agency with what they hold now, ordered by officer id."""
+        """ListOfficers lists the officers of an agency with what they hold now, ordered by officer id."""
 
     @_abc_1.abstractmethod
     def ResolveRadio(
