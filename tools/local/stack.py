@@ -21,6 +21,7 @@ import psycopg
 from chassis.db import migrate
 from chassis.files import read_ed25519
 from chassis.settings import KafkaSettings
+from contracts.services import SERVICES
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -36,9 +37,9 @@ from tools.topics import create_topics
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_DATA = ROOT / ".local"
-WITH_TABLES = ("registry", "emergency", "streams", "evidence", "audit", "location")
+WITH_TABLES = tuple(service.name for service in SERVICES if service.has_database)
 # Everything on the path of a press, and of pictures, runs twice; these do not.
-SINGLE = ("evidence", "audit", "location")
+SINGLE = tuple(service.name for service in SERVICES if service.replicas == 1)
 REPLICAS, LANES = ("a", "b"), ("a", "b")
 # Settings for tests: what happens once in ten minutes or in half an hour happens all the time.
 QUICK_PERIODS = {
@@ -236,9 +237,10 @@ def _start_services(
     names = {name: [f"{name}-{replica}" for replica in (replicas[:1] if name in SINGLE else replicas)] for name in WITH_TABLES}
     served = [each for several in names.values() for each in several]
     joiners, relays = [f"joiner-{lane}" for lane in lanes], [f"relay-{replica}" for replica in replicas]
-    ports = iter(free_ports(2 * len(served) + len(joiners) + 3 * len(relays) + 4))
+    others = [f"{each.name}-{replicas[0]}" for each in SERVICES if each.name in SINGLE and not each.has_database]
+    ports = iter(free_ports(2 * len(served) + len(joiners) + 3 * len(relays) + len(others) + 2))
     stack.listens = {each: f"127.0.0.1:{next(ports)}" for each in served}
-    stack.health = {each: f"127.0.0.1:{next(ports)}" for each in (*served, *joiners, *relays, "console-a", "witness-a")}
+    stack.health = {each: f"127.0.0.1:{next(ports)}" for each in (*served, *joiners, *relays, *others)}
     stack.console, stack.witness = f"127.0.0.1:{next(ports)}", f"127.0.0.1:{next(ports)}"
     stack.relays = {each: (f"127.0.0.1:{next(ports)}", f"127.0.0.1:{next(ports)}") for each in relays}
     stack.targets = {name: "ipv4:" + ",".join(stack.listens[each] for each in several) for name, several in names.items()}
