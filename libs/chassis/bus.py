@@ -26,7 +26,7 @@ M = TypeVar("M", bound=Protobuf)
 # Failures of our surroundings: the record is good and waits until they pass.
 TRANSIENT = (KafkaException, Unavailable, TimeoutError, OSError)
 DLQ_RETENTION = timedelta(days=30)
-_DELIVERY_S = 10.0
+_DELIVERY_S, METADATA_MS = 10.0, 30_000
 # A dead letter is larger than what it keeps, which may have come compressed.
 MAX_PUBLISHED, MAX_KEPT = 2 * 1024 * 1024, 1024 * 1024
 
@@ -176,7 +176,7 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         "socket.keepalive.enable": True,
         "socket.nagle.disable": True,
         # New partitions are noticed within this time, by groups and by producers; `reader.tail` looks by itself.
-        "topic.metadata.refresh.interval.ms": 30_000,
+        "topic.metadata.refresh.interval.ms": METADATA_MS,
         "log_level": 2,  # what matters comes through error_cb
         "error_cb": lambda error: telemetry.log().warning("kafka client", error=str(error)),
     }

@@ -22,7 +22,7 @@ from chassis.bus import TRANSIENT, Topic, check_topics
 from chassis.clock import SKEW_ALARM, PlatformClock, Skew
 from chassis.db import Database, migrate
 from chassis.errors import Misconfigured
-from chassis.settings import KafkaSettings, ServiceSettings, load
+from chassis.settings import MIGRATION_URL, KafkaSettings, ServiceSettings, load
 
 S = TypeVar("S", bound=ServiceSettings)
 _DRAIN_S, _COMPARE_CLOCKS_S, _TOPICS_AGAIN_S = 5.0, 5.0, 2.0
@@ -213,9 +213,9 @@ def give_way(nice: int) -> None:
 
 
 def _migrate(name: str, migrations: Path | None) -> None:
-    url = os.environ.get("SIGHTLINE_MIGRATION_URL")
+    url = os.environ.get(MIGRATION_URL)
     if migrations is None or not url:
-        sys.exit(f"{name}: set SIGHTLINE_MIGRATION_URL to the owner's PostgreSQL URL" if migrations else f"{name} has no tables")
+        sys.exit(f"{name}: set {MIGRATION_URL} to the owner's PostgreSQL URL" if migrations else f"{name} has no tables")
     migrate(url, name, migrations)
 
 

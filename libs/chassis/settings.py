@@ -3,7 +3,13 @@
 A block's field is `SIGHTLINE_<BLOCK>_<FIELD>`: `SIGHTLINE_KAFKA_BOOTSTRAP` is `kafka.bootstrap`. Secrets are files.
 """
 
+import difflib
+import importlib
+import os
+import pkgutil
+import re
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -14,6 +20,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FilePath, Val
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SIGHTLINE_"
+# Read by `python -m services.<name> migrate`, which has no settings.
+MIGRATION_URL = PREFIX + "MIGRATION_URL"
 # Organisation in the subject of every certificate authority that `sightline stack` makes.
 LAPTOP_ORGANISATION = "Sightline laptop CA, not for production"
 
@@ -128,14 +136,72 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 def load(kind: type[S]) -> S:
-    """Read the settings; on a mistake print each, with its meaning, and exit with 2."""
+    """Read the settings; on a mistake print each, with its meaning, and exit with 2.
+
+    A variable with our prefix that no service knows is a mistake, too: what was meant by it would not be done, without a word.
+    """
+    problems, settings = _misspelt(kind), None
     try:
-        return kind()
+        settings = kind()
     except ValidationError as error:
+        # What a block has too much is named above, with what was meant.
+        problems += [_explain(kind, each["loc"], each["msg"]) for each in error.errors() if each["type"] != "extra_forbidden"]
+    if settings is None or problems:
         print(f"{kind.__module__}: the settings are not usable:", file=sys.stderr)
-        for problem in error.errors():
-            print(f"  {_explain(kind, problem['loc'], problem['msg'])}", file=sys.stderr)
-        raise SystemExit(2) from None
+        for text in problems:
+            print(f"  {text}", file=sys.stderr)
+        raise SystemExit(2)
+    return settings
+
+
+# What Kubernetes sets by itself for a Service whose name begins like our variables.
+_SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+
+
+def _misspelt(kind: type[BaseSettings]) -> list[str]:
+    """What is wrong with names of variables; one that is another service's is only told, for a chart gives common ones to all."""
+    ours = set(variables(kind))
+    strange = [name for name in sorted(os.environ) if name.upper().startswith(PREFIX) and name.upper() not in ours]
+    if not strange or not issubclass(kind, ServiceSettings):
+        return []
+    known = {name: module for module, each in _all_settings(kind) for name in variables(each)}
+    found = []
+    for name in strange:
+        if name.upper() in known:
+            print(f"{kind.__module__}: {name} is a setting of {known[name.upper()]}, not of this service", file=sys.stderr)
+        elif name.upper() != MIGRATION_URL and not any(_SERVICE_LINK.fullmatch(name.upper(), at) for at in _places(name)):
+            near = difflib.get_close_matches(name.upper(), [*ours, *known], 1, 0.5)
+            found.append(f"{name} is no setting of any service" + (f": did you mean {near[0]}?" if near else ""))
+    return found
+
+
+def _places(name: str) -> Iterator[int]:
+    return (match.start() for match in re.finditer("_", name))
+
+
+def variables(kind: type[BaseModel], prefix: str = PREFIX) -> Iterator[str]:
+    """Names of the variables that a class of settings reads; a block may be given as one, too, as JSON."""
+    for name, each in kind.model_fields.items():
+        yield prefix + name.upper()
+        if isinstance(each.annotation, type) and issubclass(each.annotation, Block):
+            yield from variables(each.annotation, f"{prefix}{name.upper()}_")
+
+
+def _all_settings(kind: type[BaseSettings]) -> Iterator[tuple[str, type[BaseSettings]]]:
+    """The settings of all services that lie beside this one, by the service's name."""
+    service, _, module_name = kind.__module__.rpartition(".")
+    family = service.rpartition(".")[0] if module_name == "settings" else ""
+    package = importlib.import_module(family) if family else None
+    for each in pkgutil.iter_modules(getattr(package, "__path__", ())):
+        try:
+            module = importlib.import_module(f"{family}.{each.name}.settings")
+        except ModuleNotFoundError as error:
+            if error.name != f"{family}.{each.name}.settings":
+                raise
+            continue
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, ServiceSettings) and value is not ServiceSettings:
+                yield each.name, value
 
 
 def _explain(kind: type[BaseSettings], path: tuple[int | str, ...], message: str) -> str:

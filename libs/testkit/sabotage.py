@@ -218,5 +218,5 @@ def apply(service: str, order: str) -> None:
 
 if __name__ == "__main__":
     module = sys.argv.pop(1)
-    apply(module, os.environ[VARIABLE])
+    apply(module, os.environ.pop(VARIABLE))
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -6,6 +6,10 @@ from itertools import count
 
 import grpc
 import pytest
+from chassis.bus import client_config
+from chassis.settings import KafkaSettings
+from confluent_kafka.admin import AdminClient
+from contracts.topics import ACTIVATION_DECISION, ACTIVATION_RESULT, EMERGENCY_EVENT, REGISTRY_DUTY
 from sightline.emergency.v1 import emergency_service_pb2 as pb
 from sightline.emergency.v1.emergency_pb2 import EMERGENCY_STATE_CLEARED, SubjectState
 from sightline.streams.v1 import stream_service_pb2 as streams_pb
@@ -13,6 +17,7 @@ from testkit.trial.rig import KAFKA, Rig, until
 
 from tools.local.stack import ails, serving
 from tools.roster import Member, member
+from tools.topics import create_topics
 from tools.world import World
 
 # Ten times the two seconds that it may take; how long it takes is printed by `make bench`.
@@ -197,3 +202,28 @@ async def test_a_hosts_wrong_clock_keeps_no_camera_waiting(rig: Rig, world: Worl
         assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "RECORDING"}
         assert await asyncio.to_thread(ails, rig.stack, f"{service}-a") == ["clock"]
         assert await asyncio.to_thread(serving, rig.stack, f"{service}-a")
+
+
+async def test_presses_are_taken_whatever_topics_are_like(rig: Rig, world: World) -> None:
+    """P4: dead-letter topics are missing, and everything starts again: PostgreSQL is all that a press needs."""
+    kafka = KafkaSettings(bootstrap=rig.stack.kafka, security="PLAINTEXT")
+    admin = AdminClient(client_config(kafka))
+    gone = [topic.dlq().name for topic in (ACTIVATION_RESULT, ACTIVATION_DECISION, EMERGENCY_EVENT, REGISTRY_DUTY)]
+    for deleted in admin.delete_topics(gone).values():
+        await asyncio.to_thread(deleted.result, 30)
+    needed = [f"{name}-{replica}" for name in ("emergency", "registry", "streams") for replica in "ab"]
+    try:
+        for name in needed:
+            await rig.kill(name)
+        for name in needed:
+            await rig.serves(name)
+        officer = await world.duty(someone())
+        pressed = await world.press(officer.radio)
+        await _starts(world, officer)
+        assert await _decided_by(world, pressed.emergency_id) == ("reconcile", 0)
+        for name in needed:
+            assert await asyncio.to_thread(ails, rig.stack, name) == ["topics"]
+    finally:
+        await asyncio.to_thread(create_topics, kafka, 1)
+    await until(lambda: not any(ails(rig.stack, name) for name in needed), "all to be well again", _WITHIN_S)
+    assert await world.states(pressed.emergency_id) == {officer.camera_ids[0]: "RECORDING"}

@@ -241,7 +241,11 @@ async def test_a_camera_of_another_agency_cannot_take_a_cameras_place(world: Wor
         ({"SIGHTLINE_KAFKA_BOOTSTRAP": "nonsense"}, "SIGHTLINE_KAFKA_BOOTSTRAP"),
         ({"SIGHTLINE_RPC_CERT_FILE": "/nowhere.pem"}, "SIGHTLINE_RPC_CERT_FILE"),
         ({"SIGHTLINE_DATABASE_URL": None}, "SIGHTLINE_DATABASE_URL"),
-        ({"SIGHTLINE_KAFKA_BOOTSTRP": "x"}, "SIGHTLINE_KAFKA_BOOTSTRP"),
+        (
+            {"SIGHTLINE_KAFKA_BOOTSTRP": "x"},
+            "SIGHTLINE_KAFKA_BOOTSTRP is no setting of any service: did you mean SIGHTLINE_KAFKA_BOOTSTRAP?",
+        ),
+        ({"SIGHTLINE_RETENTION_DAY": "90"}, "SIGHTLINE_RETENTION_DAY is no setting of any service: did you mean SIGHTLINE_RETENTION_DAYS?"),
         ({"SIGHTLINE_PROFILE": "production"}, "laptop CA"),
     ],
 )
@@ -251,9 +255,34 @@ def test_a_service_with_a_wrong_setting_says_which_and_exits(stack: Stack, chang
         environment.pop(name, None)
         if value is not None:
             environment[name] = value
-    done = subprocess.run(
-        [sys.executable, "-m", "services.registry"], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = _start(environment)
     assert done.returncode == 2
     assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _start(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A registry that cannot start: it ends by itself."""
+    command = [sys.executable, "-m", "services.registry"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_another_services_setting_is_told_and_stops_nothing(stack: Stack) -> None:
+    """W10: the chart gives common ones to all. It goes on to what is really wrong."""
+    environment = service_environment(stack, "registry-a") | {"PYTHONPATH": "libs:.", "SIGHTLINE_RETENTION_DAYS": "90"}
+    done = _start(environment | {"SIGHTLINE_PROFILE": "production"})
+    assert "SIGHTLINE_RETENTION_DAYS is a setting of evidence" in done.stderr
+    assert "laptop CA" in done.stderr
+
+
+def test_a_certificate_that_no_peer_would_believe_ends_the_start(stack: Stack) -> None:
+    """W6: as values.yaml had described it, with a URI SAN only: all pods ready, and every press fails."""
+    certificate, key = stack.ca.issue("platform", "service", "nameless", dns=())
+    environment = service_environment(stack, "registry-a") | {
+        "PYTHONPATH": "libs:.", "SIGHTLINE_RPC_CERT_FILE": str(certificate), "SIGHTLINE_RPC_KEY_FILE": str(key),
+        "SIGHTLINE_RPC_LISTEN": "127.0.0.1:0", "SIGHTLINE_RPC_HEALTH_LISTEN": "127.0.0.1:0",
+    }  # fmt: skip
+    done = _start(environment)
+    assert done.returncode == 1
+    assert "has no DNS SAN 'sightline'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -40,7 +40,16 @@ class LaptopCa:
         _write_key(self._key_file, key)
         self.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, agency: str, kind: str, name: str, *, trust_domain: str = TRUST_DOMAIN, expired: bool = False) -> tuple[Path, Path]:
+    def issue(
+        self,
+        agency: str,
+        kind: str,
+        name: str,
+        *,
+        trust_domain: str = TRUST_DOMAIN,
+        expired: bool = False,
+        dns: tuple[str, ...] = ("sightline", "localhost"),
+    ) -> tuple[Path, Path]:
         """Certificate and key files of `spiffe://<trust domain>/agency/<agency>/<kind>/<name>`; made once, then reused."""
         folder = self._folder / trust_domain / agency / kind
         certificate_file, key_file = folder / f"{name}.pem", folder / f"{name}.key"
@@ -48,7 +57,7 @@ class LaptopCa:
             folder.mkdir(parents=True, exist_ok=True)
             key = ec.generate_private_key(ec.SECP256R1())
             uri = x509.UniformResourceIdentifier(f"spiffe://{trust_domain}/agency/{agency}/{kind}/{name}")
-            names = [uri, x509.DNSName("sightline"), x509.DNSName("localhost")]
+            names = [uri, *map(x509.DNSName, dns)]
             subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{kind}/{name}"[:64])])
             builder = _builder(subject, self._issuer.subject, key.public_key(), expired=expired)
             usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]

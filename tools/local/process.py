@@ -65,6 +65,11 @@ class Process:
         return "\n".join(text.splitlines()[-lines:])
 
 
+def _around() -> dict[str, str]:
+    """Our environment without what is set for us: a service takes no setting that it does not know."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SIGHTLINE_")}
+
+
 def start(
     name: str,
     command: Sequence[str],
@@ -77,7 +82,7 @@ def start(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})},
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env={**_around(), **(environment or {})},
             start_new_session=True, user=user, cwd=cwd,
         )  # fmt: skip
     _children[child.pid] = child

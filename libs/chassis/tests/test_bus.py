@@ -4,16 +4,17 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from chassis.bus import Publisher, Received, Record, Topic, client_config, parse
-from chassis.errors import PoisonError, Unavailable
+from chassis.bus import Publisher, Received, Record, Topic, check_topics, client_config, parse
+from chassis.errors import Misconfigured, PoisonError, Unavailable
 from chassis.reader import BatchReader, Reader
 from chassis.settings import KafkaSettings
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 from sightline.common.v1.error_reason_pb2 import ErrorReason
 from sightline.common.v1.radio_pb2 import Position, RadioIdentity
 
@@ -214,3 +215,41 @@ async def test_a_record_waits_while_our_surroundings_are_down(kafka: KafkaSettin
         await publisher.publish(record(topic, b"patient"))
         await arrived(handled, 1)
     assert handled == [b"patient"]
+
+
+@pytest.mark.parametrize("group", [False, True])
+async def test_new_partitions_are_noticed(
+    kafka: KafkaSettings, publisher: Publisher, topic: Topic, monkeypatch: pytest.MonkeyPatch, group: bool
+) -> None:
+    """P4: somebody adds partitions while all runs; what is written there is read, from its first record on."""
+    monkeypatch.setattr("chassis.reader.NEW_PARTITIONS_S", 0.2)
+    monkeypatch.setattr("chassis.bus.METADATA_MS", 500)
+    got: list[bytes] = []
+    async with reading(Reader(f"new-{topic.name}", (topic,), keep(got), kafka, publisher), group=group):
+        await publisher.publish(Record(topic.name, b"k", b"before"))
+        admin = AdminClient(client_config(kafka))
+        admin.create_partitions([NewPartitions(topic.name, 6)])[topic.name].result(30)
+        producer = Producer(client_config(kafka))
+        sent = [f"in {number}".encode() for number in range(3, 6)]
+
+        def there() -> bool:
+            return len(admin.list_topics(topic.name, timeout=10).topics[topic.name].partitions) == 6
+
+        await until(lambda: asyncio.to_thread(there), "the partitions")
+        for number, value in enumerate(sent, 3):
+            producer.produce(topic.name, value, partition=number)
+        assert producer.flush(30) == 0
+
+        async def all_of_them() -> bool:
+            return {b"before", *sent} <= set(got)
+
+        await until(all_of_them, "what is in the new partitions")
+
+
+async def test_other_numbers_of_partitions_keep_away_only_who_joins(kafka: KafkaSettings, topic: Topic) -> None:
+    narrower = replace(topic, partitions=2)
+    with pytest.raises(Misconfigured, match="3 partitions instead of 2"):
+        await check_topics(kafka, [narrower])
+    await check_topics(kafka, [narrower], any_partitions=True)
+    with pytest.raises(Misconfigured, match="is missing"):
+        await check_topics(kafka, [replace(topic, name="test.nowhere")], any_partitions=True)

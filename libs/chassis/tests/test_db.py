@@ -3,13 +3,15 @@
 import asyncio
 import random
 from collections import Counter
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 from chassis import db
 from chassis.audit import Audit, Entry
 from chassis.bus import Publisher, Received, Record
-from chassis.clock import SystemClock
+from chassis.clock import PlatformClock, SystemClock
 from chassis.db import Database
 from chassis.errors import Unavailable
 from chassis.reader import Reader
@@ -246,3 +248,56 @@ async def test_published_rows_are_forgotten_after_a_day_and_waiting_ones_never(d
         left = {bytes(r["value"]) for r in await tx.all("SELECT value FROM outbox WHERE topic = 't'")}
         await tx.execute("DELETE FROM outbox WHERE topic = 't'")
     assert left == {b"fresh", b"waits"}
+
+
+async def test_a_connection_to_a_primary_that_is_none_any_more_goes(databases: DatabaseSettings, publisher: Publisher) -> None:
+    """P5: after a failover the old primary takes no writes; each connection to it is found out once, and never used again."""
+    database = Database(databases.model_copy(update={"pool_max": 3}), SCHEMA, publisher)
+    await database.open()
+    async with AsyncExitStack() as all_of_them:
+        for _ in range(3):
+            each = await all_of_them.enter_async_context(database.statements())
+            await each.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+
+    async def write() -> None:
+        async with database.transaction() as tx:
+            tx.emit(letter("written"))
+
+    refused = 0
+    for _ in range(10):
+        try:
+            await write()
+        except Unavailable:
+            refused += 1
+    assert refused <= 3
+    await write()
+    await database.close()
+
+
+async def test_a_pool_that_only_reads_notices_that_it_reads_the_past(
+    databases: DatabaseSettings, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P5: watchers would see nothing new for up to an hour."""
+    monkeypatch.setattr(db, "_CHECK_EVERY_S", 0.0)
+    database = Database(databases.model_copy(update={"pool_max": 2}), SCHEMA, publisher)
+    await database.open()
+    async with database.statements() as old:
+        await old.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+    async with database.statements() as new:
+        row = await new.one("SELECT current_setting('transaction_read_only') AS it")
+    assert row == {"it": "off"}
+    await database.close()
+
+
+async def test_the_databases_time_is_the_platforms(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P15: whatever this machine's clock says, and also after it was set."""
+    clock = PlatformClock()
+    for wrong in (timedelta(hours=-2), timedelta(0), timedelta(seconds=120)):
+        shifted = lambda by=wrong: datetime.now(UTC) + by  # noqa: E731
+        monkeypatch.setattr("chassis.clock.machine_time", shifted)
+        monkeypatch.setattr("chassis.db.machine_time", shifted)
+        clock.database.measured(*await database.time())
+        async with database.statements() as statements:
+            row = await statements.one("SELECT clock_timestamp() AS now")
+        assert row is not None
+        assert abs(row["now"] - clock.now()) < timedelta(seconds=2)

@@ -3,17 +3,27 @@
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from chassis.clock import Skew
 from chassis.errors import InvalidRequest, Unauthenticated
 from chassis.identity import Machine, parse_machine
+from chassis.intake import settle, violations
+from chassis.names import KeptEnum, readable, unprintable
 from chassis.paging import page_cursor, page_token
+from chassis.recent import Tally
 from chassis.rpc import check
 from chassis.settings import KafkaSettings, ServiceSettings, load
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sightline.common.v1.radio_pb2 import Position, RadioIdentity
+from sightline.emergency.v1.emergency_service_pb2 import RaiseAlarmRequest
+from sightline.streams.v1.camera_link_service_pb2 import CameraReport
+from testkit.messages import messages
+
+quickly = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class DemoSettings(ServiceSettings):
@@ -102,3 +112,132 @@ def test_a_process_that_gives_way_weighs_less_than_its_peers_and_so_does_its_ses
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, start_new_session=True)  # noqa: S603
     assert int(done.stdout.split()[0]) == os.nice(0) + 7
     assert done.stdout.split()[-2:] == ["nice", "7"]
+
+
+def _load(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
+    for name in [name for name in os.environ if name.startswith("SIGHTLINE_")]:
+        monkeypatch.delenv(name)
+    for name, value in {"KAFKA_BOOTSTRAP": "k:9092", "KAFKA_SECURITY": "PLAINTEXT", "PROFILE": "laptop", **environment}.items():
+        monkeypatch.setenv(f"SIGHTLINE_{name}", value)
+    load(DemoSettings)
+
+
+def test_a_variable_that_no_service_knows_ends_the_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """W10: taken silently, a misspelt retention deletes evidence."""
+    for wrong, right in (("KAFKA_BOOTSTRP", "KAFKA_BOOTSTRAP"), ("KAFKA_USERNAM", "KAFKA_USERNAME"), ("REPLCA", "REPLICA")):
+        with pytest.raises(SystemExit) as ended:
+            _load(monkeypatch, **{wrong: "x"})
+        said = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert f"SIGHTLINE_{wrong} is no setting of any service: did you mean SIGHTLINE_{right}?" in said
+        assert len(said.splitlines()) == 2  # the heading, and it
+
+
+def test_what_kubernetes_sets_for_services_is_no_setting_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    links = ("EMERGENCY_SERVICE_HOST", "EMERGENCY_SERVICE_PORT", "EMERGENCY_SERVICE_PORT_GRPC", "EMERGENCY_PORT", "A_PORT_8443_TCP_ADDR")
+    _load(monkeypatch, **dict.fromkeys(links, "tcp://10.0.0.1:8443"))
+
+
+# --- what is left out ------------------------------------------------------------------------------------------------------
+
+
+def _reported(**fields: object) -> CameraReport:
+    return CameraReport(boot_id=1, sequence=2, **fields)  # type: ignore[arg-type]
+
+
+GOOD_ORDER = {"emergency_id": "0193a6f0-1111-7000-8000-000000000000", "epoch": 1, "result": 2}
+
+
+def test_out_goes_the_smallest_part_that_means_something() -> None:
+    press = RaiseAlarmRequest(radio=RadioIdentity(wacn=1, system_id=2, unit_id=3), status=7)  # type: ignore[arg-type]
+    press.position.CopyFrom(Position(latitude=52, longitude=200, accuracy_m=5))
+    assert settle(press, {"radio"}) == {"request_id": "", "status": "7", "position.longitude": "200.0"}
+    assert not press.HasField("position")  # half a place is another place
+    press.position.CopyFrom(Position(latitude=52, longitude=4, accuracy_m=-1))
+    assert settle(press, {"radio"}) == {"request_id": "", "position.accuracy_m": "-1.0"}
+    assert (press.position.latitude, press.position.HasField("accuracy_m")) == (52, False)
+
+
+def test_of_a_list_the_good_entries_stay() -> None:
+    bad = [GOOD_ORDER | {"epoch": 0}, GOOD_ORDER | {"result": 9}, GOOD_ORDER | {"emergency_id": "x"}]
+    report = _reported(handled=[bad[0], GOOD_ORDER, bad[1], GOOD_ORDER | {"result": 4, "refusal_reason": 6}, bad[2]], battery_percent=255)
+    left_out = settle(report, ())
+    assert [(order.result, order.refusal_reason) for order in report.handled] == [(2, 0), (4, 0)]
+    assert not report.HasField("battery_percent")
+    assert {"battery_percent", "handled[0].epoch", "handled[2].result", "handled[3].refusal_reason"} <= set(left_out)
+    assert left_out["battery_percent"] == "255"
+
+
+def test_what_identity_lacks_is_refused_by_name() -> None:
+    for radio in (None, RadioIdentity(), RadioIdentity(wacn=1, unit_id=2**24)):
+        with pytest.raises(InvalidRequest, match="radio"):
+            settle(RaiseAlarmRequest(radio=radio, request_id="nonsense"), {"radio"})
+
+
+@quickly
+@given(messages(CameraReport))
+def test_whatever_is_in_a_report_something_is_left(data: bytes) -> None:
+    report = CameraReport.FromString(data)
+    settle(report, ())
+    assert not violations(report)
+
+
+# --- clocks, counts, text --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead_s", [0, 0.05, 0.2, 120, -120, 86_400])
+def test_how_far_another_clock_is_ahead_is_found_out_by_asking(ahead_s: float) -> None:
+    now, ahead = datetime(2026, 12, 1, tzinfo=UTC), timedelta(seconds=ahead_s)
+    skew = Skew()
+    for _ in range(3):
+        skew.measured(now, now + timedelta(milliseconds=5) + ahead, now + timedelta(milliseconds=10))
+    assert skew.ahead == (ahead if abs(ahead_s) > 0.1 else timedelta(0))
+    skew.measured(now, now, now)  # set right
+    assert skew.ahead == timedelta(0)
+
+
+def test_a_slow_answer_is_no_other_clock() -> None:
+    now, skew = datetime(2026, 12, 1, tzinfo=UTC), Skew()
+    skew.measured(now, now + timedelta(seconds=3), now + timedelta(seconds=4))
+    assert skew.ahead == timedelta(0)
+
+
+def test_what_comes_again_and_again_is_counted_by_the_minute() -> None:
+    now, tally = datetime(2026, 12, 1, tzinfo=UTC), Tally[str](at_most=2)
+    assert [tally.count("a", 5, now), tally.count("a", 1, now), tally.count("b", 1, now)] == [True, False, True]
+    assert [tally.count("c", 1, now), tally.count("d", 7, now)] == [True, False]  # beyond its size they are one
+    assert tally.take(now + timedelta(seconds=59)) == []
+    assert tally.take(now + timedelta(seconds=60)) == [("a", 1), (None, 7)]
+    assert tally.take(now + timedelta(seconds=60)) == []
+    assert tally.count("a", 1, now + timedelta(seconds=61))
+
+
+@pytest.mark.parametrize(
+    ("raw", "text", "whole"),
+    [
+        (b"P12", "P12", True), (b"P12\0\0\0", "P12", True), ("Müller".encode(), "Müller", True), (b"M\xfcller", "M\ufffdller", False),
+        (b"x" * 9, "xxxxxxxx", False), ("a\u202eb".encode(), "a\ufffdb", False), (b"a\nb", "a\ufffdb", False), (b"", "", True),
+    ],
+)  # fmt: skip
+def test_text_of_a_device_can_be_shown(raw: bytes, text: str, whole: bool) -> None:
+    assert readable(raw, 8) == (text, whole)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_can_be_shown(raw: bytes) -> None:
+    text, _ = readable(raw, 64)
+    assert len(text) <= 64
+    assert not unprintable(text.replace("\ufffd", ""))
+    text.encode()
+
+
+def test_a_value_of_another_release_is_kept() -> None:
+    class Colour(KeptEnum):
+        RED = "RED"
+
+    mauve = Colour("MAUVE")
+    assert (mauve, mauve.value, str(mauve), f"{mauve}", mauve == Colour.RED) == ("MAUVE", "MAUVE", "MAUVE", "MAUVE", False)
+    assert Colour("RED") is Colour.RED
+    assert hash(mauve) == hash("MAUVE")
+    with pytest.raises(ValueError, match="7"):
+        Colour(7)  # type: ignore[arg-type]
