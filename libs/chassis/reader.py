@@ -5,9 +5,19 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from chassis import telemetry
 from chassis.bus import MAX_KEPT, TRANSIENT, Publisher, Received, Record, Topic, client_config
@@ -18,7 +28,7 @@ T = TypeVar("T")
 Handler = Callable[[Received], Awaitable[None]]
 FeedHandler = Callable[[Sequence[Message]], Awaitable[None]]
 BatchHandler = Callable[[Sequence[Received]], Awaitable[None]]
-NEW_PARTITIONS_S = 10.0
+NEW_PARTITIONS_S, _ASK_S = 10.0, 5.0
 _ATTEMPTS, _BACKOFF_S, _BACKOFF_MAX_S, _BATCH = 3, 0.05, 2.0, 500
 
 
@@ -237,6 +247,39 @@ class BatchReader(Reader):
                 return await self._handle_all(batch[middle:])
             await asyncio.sleep(pause)
             pause = min(pause * 2, _BACKOFF_MAX_S)
+
+
+class Lag(NamedTuple):
+    """How many records of its topics a group has before it, and the sum of the places that it has come to."""
+
+    behind: int
+    committed: int
+
+
+class Distance:
+    """How far a group of readers is from its topics' end, seen from outside: a reader that hangs cannot tell."""
+
+    def __init__(self, settings: KafkaSettings, group: str, topics: Sequence[Topic]) -> None:
+        self._admin, self._group, self._topics = AdminClient(client_config(settings)), group, topics
+
+    async def measure(self) -> Lag:
+        """Ask the brokers; KafkaException without an answer."""
+        return await asyncio.to_thread(self._measure)
+
+    def _measure(self) -> Lag:
+        there = self._admin.list_topics(timeout=_ASK_S).topics
+        places = [TopicPartition(t.name, n) for t in self._topics if t.name in there for n in there[t.name].partitions]
+        asked = self._admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(self._group)])
+        done = {(p.topic, p.partition): p.offset for p in asked[self._group].result(_ASK_S).topic_partitions or ()}
+        first, last = (
+            {(place.topic, place.partition): answer.result(_ASK_S).offset for place, answer in self._offsets(places, spec)}
+            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        )
+        at = {place: max(done.get(place, 0), first[place]) for place in last}
+        return Lag(sum(max(0, last[place] - at[place]) for place in last), sum(at.values()))
+
+    def _offsets(self, places: Sequence[TopicPartition], spec: OffsetSpec) -> Any:
+        return self._admin.list_offsets(dict.fromkeys(places, spec)).items() if places else ()
 
 
 def dead_letter(reader: str, received: Received, error: Exception) -> Record:

@@ -90,6 +90,9 @@ def parse_line(text: bytes) -> Entry | End:
     content = json.loads(text)
     if not isinstance(content, dict):
         raise ValueError("not an entry")
+    captured = content.get("captured_ms")
+    if isinstance(captured, int) and -_TOO_LARGE < captured < 0:
+        content["captured_ms"] = None  # of a camera without the time, as it was written once
     numbers = {name: value for name, value in content.items() if name not in ("chain", "kind", "end")}
     if not all(_is_number(value) or (value is None and name == "captured_ms") for name, value in numbers.items()):
         raise ValueError("not an entry: a number is none")

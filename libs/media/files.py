@@ -123,8 +123,8 @@ class FileSegment:
         at, captured = (piece.at, piece.captured_at) if isinstance(piece, Fragment) else (timedelta(), None)
         kind = "init" if isinstance(piece, Init) else "key" if piece.is_keyframe else "delta"
         entry = Entry(
-            self._entries, self._offset, len(piece.data), chain.hex(), kind, _ms(at), _since_1970(received_at),
-            _since_1970(captured) if captured else None,
+            self._entries, self._offset, len(piece.data), chain.hex(), kind, max(0, _ms(at)), max(0, _since_1970(received_at)),
+            _since_1970(captured) if captured and captured >= _EPOCH else None,
         )  # fmt: skip
         _write(self._media, piece.data, self._offset)
         self._write_index(line(entry))
@@ -335,4 +335,7 @@ def _ms(span: timedelta) -> int:
 
 
 def _since_1970(at: datetime) -> int:
-    return _ms(at - datetime(1970, 1, 1, tzinfo=UTC))
+    return _ms(at - _EPOCH)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

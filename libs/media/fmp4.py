@@ -17,7 +17,7 @@ MAX_BOXES = 64  # of a piece; cameras make three to five
 # A late viewer starts at a keyframe, so they must come.
 KEYFRAME_WITHIN = timedelta(seconds=10)
 _NON_SYNC = 0x10000
-_NTP_EPOCH = datetime(1900, 1, 1, tzinfo=UTC)
+_NTP_EPOCH, _UNIX_EPOCH = datetime(1900, 1, 1, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC)
 _BEFORE_MOOF = frozenset({b"styp", b"prft", b"emsg", b"sidx", b"free", b"skip"})
 _BEFORE_MOOV = frozenset({b"ftyp", b"free", b"skip"})
 
@@ -254,10 +254,17 @@ def _read_fragment(data: bytes, boxes: list[tuple[bytes, int, int]], init: Init)
     raise BadMedia(Fault.NO_VIDEO, "a fragment without video")
 
 
-def _producer_time(data: bytes, begin: int, end: int) -> datetime:
-    """ISO/IEC 14496-12 8.16.5: an NTP timestamp behind version, flags and track."""
+def _producer_time(data: bytes, begin: int, end: int) -> datetime | None:
+    """ISO/IEC 14496-12 8.16.5: an NTP timestamp behind version, flags and track; None if it is of no camera that has the time.
+
+    RFC 5905: zero is not known, and seconds without their highest bit are of the era that begins in 2036.
+    """
     seconds, fraction = _unpack(">II", data, begin + 8, end)
-    return _NTP_EPOCH + timedelta(seconds=seconds, microseconds=fraction * 1_000_000 >> 32)
+    if not seconds:
+        return None
+    era = 0 if seconds & 0x8000_0000 else 2**32
+    at = _NTP_EPOCH + timedelta(seconds=era + seconds, microseconds=fraction * 1_000_000 >> 32)
+    return at if at >= _UNIX_EPOCH else None  # a clock that was never set, west or east of Greenwich
 
 
 def _decode_time(data: bytes, traf: tuple[int, int], init: Init) -> timedelta:

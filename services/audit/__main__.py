@@ -14,7 +14,7 @@ from chassis.db import Database
 from chassis.errors import Misconfigured
 from chassis.files import read_ed25519
 from chassis.identity import TokenVerifier
-from chassis.reader import BatchReader
+from chassis.reader import BatchReader, Distance
 from chassis.rpc import Server
 from chassis.run import App, run, wait_for
 from chassis.sealing import Sealer
@@ -36,7 +36,7 @@ from services.audit.service import AuditService, Recheck
 from services.audit.settings import AuditSettings
 from services.audit.store import FileCopies, Store
 
-_WITNESS_S, _RECHECK_PAUSE_S = 1.0, 0.2
+_WITNESS_S, _RECHECK_PAUSE_S, _DISTANCE_S = 1.0, 0.2, 2.0
 _OBSERVE_S = 0.5
 # Records that come within this time, up to so many, are one commit.
 _LINGER_S, _RECORDS_AT_ONCE, _PAUSE_S = 0.1, 2000, 0.01
@@ -96,6 +96,12 @@ async def main(app: App[AuditSettings]) -> None:
     app.read("accounts", settings.kafka, AccountReader.topics, accounts.consume)
     app.repeat("integration", _PAUSE_S, service.integrate_soon)
     app.repeat("recheck", _RECHECK_PAUSE_S, recheck_some)
+    distance = Distance(settings.kafka, records.name, RecordReader.topics)
+
+    async def measure() -> None:
+        service.measured(await distance.measure())
+
+    app.repeat("distance to the topic's end", _DISTANCE_S, measure)
     app.repeat("witnesses", _WITNESS_S, ask_witnesses)
     app.repeat("observation", _OBSERVE_S, lambda: _watch_over(oversight.observe))
     app.repeat("judgement", settings.judge_s, lambda: _watch_over(oversight.judge))

@@ -42,8 +42,9 @@ class AuditApi(AuditServiceServicer):
         """Whether the log can be relied on."""
         health = await self._service.health()
         return pb.GetHealthResponse(
-            works=not health.problem, problem=health.problem, size=health.size, unsigned=health.unsigned, rechecked=health.rechecked
-        )
+            works=not health.problem, problem=health.problem, size=health.size, unsigned=health.unsigned, rechecked=health.rechecked,
+            waiting=health.waiting,
+        )  # fmt: skip
 
     async def ForgetActor(self, request: pb.ForgetActorRequest, context: Any) -> pb.ForgetActorResponse:
         """Make what the log says of an actor unreadable."""

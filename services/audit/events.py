@@ -56,13 +56,16 @@ def to_arrived(record: AuditRecord, salt: bytes) -> Arrived:
     )  # fmt: skip
 
 
-def to_place_holder(record: AuditRecord, content: bytes, why: PoisonError) -> AuditRecord:
-    """A record in the place of one that cannot be kept, so that its number is not missing for ever; `why` if it has no number either."""
+def to_place_holder(record: AuditRecord, content: bytes, why: PoisonError, *, own_id: bool = True) -> AuditRecord:
+    """A record in the place of one that cannot be kept, so that its number is not missing for ever; `why` if it has no number either.
+
+    Without `own_id` it does not take the record's id, which may be what cannot be kept: another record has it.
+    """
     if not are_names(record.producer) or not 0 < record.producer_seq < 2**63:
         raise why
     digest = hashlib.sha256(content).hexdigest()
     # Its own id, or one that the same bytes get again.
-    record_id = record.record_id if is_uuid(record.record_id) else str(uuid.uuid5(uuid.NAMESPACE_OID, digest))
+    record_id = record.record_id if own_id and is_uuid(record.record_id) else str(uuid.uuid5(uuid.NAMESPACE_OID, digest))
     found = AuditRecord(
         record_id=record_id, producer=record.producer, producer_seq=record.producer_seq, action="record.unreadable",
         outcome=AuditOutcome.AUDIT_OUTCOME_REFUSED, target=f"records/{record_id}", agency_id=PLATFORM,
@@ -100,9 +103,24 @@ class RecordReader:
             await self._service.take(arrived)
         except (PoisonError, *TRANSIENT):
             raise
-        except Exception as error:  # a record that is set aside is a gap for ever: whatever is wrong with us, it waits
-            telemetry.log().exception("records wait for somebody to mend this", records=len(batch))
-            raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, str(error)) from error
+        except Exception as error:
+            if len(batch) > 1:
+                raise  # they come again in halves, until the one that is to blame comes alone
+            await self._set_aside(batch[0], error)
+
+    async def _set_aside(self, received: Received, error: Exception) -> None:
+        """One record never stops the log: it gets a leaf that says so. If that cannot be kept either, it is us, and everything waits."""
+        record, why = parse(AuditRecord, received.value), PoisonError(f"cannot be kept: {error}")
+        instead = to_arrived(to_place_holder(record, received.value, why, own_id=False), os.urandom(_SALT))
+        try:
+            await self._service.take([instead])
+        except (PoisonError, *TRANSIENT):
+            raise
+        except Exception as other:
+            telemetry.log().exception("records wait for somebody to mend this", number=record.producer_seq, producer=record.producer)
+            raise Unavailable(Reason.ERROR_REASON_TRY_AGAIN, str(other)) from other
+        telemetry.log().error("a record has only a place in the log", producer=record.producer, number=record.producer_seq, why=str(why))
+        await self._publisher.publish(dead_letter("audit", received, why))
 
 
 class CheckpointAnnouncer:

@@ -130,6 +130,7 @@ class Health:
     size: int
     unsigned: int
     rechecked: int
+    waiting: int
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from chassis.db import Database, Statements, Transaction
 from chassis.errors import InvalidRequest, NotFound, PoisonError, Unavailable
 from chassis.identity import Caller
 from chassis.names import PLATFORM
+from chassis.reader import Lag
 from chassis.sealing import Sealer, Unsealable
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from tlog.merkle import EMPTY_ROOT, Frontier, Node, ProofError, check_consistency, consistency, inclusion, leaf_hash
@@ -38,6 +39,8 @@ from services.audit.model import (
 _LEAVES_AT_ONCE, _LOOK_S, _INCONSISTENT_S = 2000, 1.0, 10.0
 _READ_AT_ONCE, _WATCHED_AT_ONCE, _WATCHERS_AT_MOST, _WATCH_S = 500, 100, 50, 0.5
 _SILENT_S, _WITNESS_ATTEMPTS = 15.0, 3
+# Records that wait on the topic, and none of which was taken for so long, are a log that does not work; so is not to know for so long.
+_WAITS_S, _UNKNOWN_S = 15.0, 60.0
 
 
 class Store(Protocol):
@@ -160,6 +163,8 @@ class AuditService:
         self._grown, self._watchers = asyncio.Event(), 0
         # What keeps the log from going on; a contradiction that was found stays until this process ends.
         self._problem, self._contradiction, self._looked_at, self.rechecked = "", "", time.monotonic(), 0
+        self._waiting, self._taken_to = 0, -1
+        self._moved_at = self._measured_at = time.monotonic()
 
     # --- in ------------------------------------------------------------------------------------------------------
 
@@ -310,6 +315,20 @@ class AuditService:
         keys = [str(witness.verifier) for witness in self._witnesses]
         return LogState(newest.note if newest else "", str(self._signer.verifier), producers, cosigned + "".join(lines), keys)
 
+    def measured(self, lag: Lag) -> None:
+        """How far the readers of all replicas are from the topic's end."""
+        now = self._measured_at = time.monotonic()
+        if not lag.behind or lag.committed != self._taken_to:
+            self._moved_at = now
+        self._waiting, self._taken_to = lag.behind, lag.committed
+
+    def _intake_problem(self) -> str:
+        unknown, still = (time.monotonic() - since for since in (self._measured_at, self._moved_at))
+        if unknown > _UNKNOWN_S:
+            return f"how many records wait on the topic has not been known for {unknown:.0f} s"
+        stuck = self._waiting and still > _WAITS_S
+        return f"{self._waiting} records wait on the topic, and none has been taken for {still:.0f} s" if stuck else ""
+
     async def health(self) -> Health:
         """Whether the log can be relied on."""
         async with self._database.statements() as db:
@@ -317,8 +336,9 @@ class AuditService:
             size = size_of(newest)
             unsigned = await self._store.unsigned(db, size)
         silence = time.monotonic() - self._looked_at
-        problem = self._contradiction or self._problem or (f"nothing was signed for {silence:.0f} s" if silence > _SILENT_S else "")
-        return Health(problem, size, unsigned, self.rechecked)
+        unsigned_for = f"nothing was signed for {silence:.0f} s" if silence > _SILENT_S else ""
+        problem = self._contradiction or self._problem or unsigned_for or self._intake_problem()
+        return Health(problem, size, unsigned, self.rechecked, self._waiting)
 
     async def leaves(self, caller: Caller, start: int, end: int) -> AsyncIterator[tuple[int, list[tuple[bytes, bytes]]]]:
         """All leaves of a range as (place of the first, (hash, bytes or nothing)); another agency's are hashes only."""

@@ -4,12 +4,16 @@ import errno
 import json
 import os
 import random
+import struct
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from media.chain import Entry, Name
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from media.chain import Entry, Name, parse_line
 from media.files import LOST, FileShelf, StorageFull
 from media.fmp4 import Splitter
 from testkit.footage import stream
@@ -277,3 +281,67 @@ def test_a_name_is_used_once(shelf: FileShelf) -> None:
     with pytest.raises(FileExistsError):
         shelf.begin(NAME)
     assert shelf.verify(NAME).finding is None
+
+
+# --- whatever is written can be read again ---------------------------------------------------------------------------------
+
+NTP = 2_208_988_800  # 1970 in seconds since 1900
+
+
+def with_clock(data: bytes, seconds: int, fraction: int = 0) -> bytes:
+    """The same pieces, from a camera whose clock says this (seconds since 1900, modulo 2**32)."""
+    changed, at = bytearray(data), 0
+    while (at := data.find(b"prft", at)) >= 0:
+        changed[at + 12 : at + 20] = struct.pack(">II", seconds % 2**32, fraction)
+        at += 4
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, None), (NTP - 7200, None), (NTP - 1, None), (NTP, datetime(1970, 1, 1, tzinfo=UTC)),
+        (NTP + 1_796_000_000, datetime(2026, 11, 30, 0, 53, 20, tzinfo=UTC)), (2**32 - 1, datetime(2036, 2, 7, 6, 28, 15, tzinfo=UTC)),
+        (2**32 + 1, datetime(2036, 2, 7, 6, 28, 17, tzinfo=UTC)), (2**32 + 2**31 - 1, datetime(2104, 2, 26, 9, 42, 23, tzinfo=UTC)),
+    ],
+)  # fmt: skip
+def test_a_cameras_clock_is_read_by_its_era_or_says_nothing(shelf: FileShelf, seconds: int, said: datetime | None) -> None:
+    """C5: RFC 5905; an empty clock in UTC+2 has said something before 1970."""
+    entries = keep(shelf, with_clock(stream(3, random.Random(1)), seconds))
+    assert {entry.captured_ms for entry in entries[1:]} == {None if said is None else int(said.timestamp()) * 1000}
+
+
+_TIMES = st.sampled_from([0, 1, NTP - 7200, NTP - 1, NTP, 2**31 - 1, 2**31, 2**32 - 1]) | st.integers(0, 2**32 - 1)
+_RECEIVED = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+
+
+@settings(deadline=None, max_examples=60)
+@given(seconds=_TIMES, fraction=st.integers(0, 2**32 - 1), received=_RECEIVED, ended=st.booleans())
+def test_whatever_is_written_to_an_index_can_be_read_again(seconds: int, fraction: int, received: datetime, ended: bool) -> None:
+    """Else verification says forged, and neither recovery nor deletion works."""
+    with TemporaryDirectory() as folder:
+        shelf, data = FileShelf(Path(folder)), with_clock(stream(5, random.Random(1)), seconds, fraction)
+        segment = shelf.begin(NAME)
+        written = [segment.append(piece, received) for piece in Splitter().feed(data)]
+        if ended:
+            segment.close("CAMERA_STOPPED")
+        index = paths(Path(folder))[1]
+        assert [parse_line(text) for text in index.read_bytes().splitlines()[1:]][: len(written)] == written
+        assert shelf.recover() == ([] if ended else [(NAME, written[-1])])
+        verdict = shelf.verify(NAME, {written[-1].n: written[-1].chain})
+        assert (verdict.finding, verdict.entries) == (None, tuple(written))
+        assert shelf.had(NAME, written[-1].n, written[-1].chain)
+        assert shelf.delete_media(NAME) == written[-1]
+
+
+def test_an_index_that_was_written_with_such_a_time_is_whole(shelf: FileShelf, tmp_path: Path) -> None:
+    """As an earlier release wrote them: no forgery, and no hold for ever."""
+    entries = keep(shelf, stream(3, random.Random(1)))
+    index = paths(tmp_path)[1]
+    lines = index.read_text().splitlines(keepends=True)
+    changed = [json.dumps(json.loads(text) | {"captured_ms": -7_200_000}) + "\n" if "captured_ms" in text else text for text in lines]
+    index.write_text("".join(changed))
+    verdict = shelf.verify(NAME, {entries[-1].n: entries[-1].chain})
+    assert verdict.finding is None
+    assert {entry.captured_ms for entry in verdict.entries} == {None}
+    assert shelf.delete_media(NAME) is not None

@@ -2,20 +2,23 @@
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytest_asyncio
 from chassis.audit import Audit
-from chassis.bus import Publisher, Received
+from chassis.bus import Publisher, Received, Record
 from chassis.clock import SystemClock
 from chassis.db import Database, Transaction
 from chassis.errors import InvalidRequest, NotFound, PoisonError, Unavailable
 from chassis.identity import Caller, Machine, Person
+from chassis.reader import BatchReader, Distance, Lag
 from chassis.sealing import Sealer, Unsealable
-from chassis.settings import DatabaseSettings
+from chassis.settings import DatabaseSettings, KafkaSettings
 from contracts.topics import AUDIT_RECORD
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pymerkle import InmemoryTree
@@ -336,6 +339,80 @@ async def test_a_record_that_cannot_be_kept_has_a_leaf_that_says_so(log: AuditSe
     worse.producer_seq = 0
     with pytest.raises(PoisonError):  # nobody knows whose place it would be
         await reader([received[2]._replace(value=worse.SerializeToString())])
+
+
+def received(records: Sequence[AuditRecord]) -> list[Received]:
+    return [Received(AUDIT_RECORD.name, 0, n, datetime.now(UTC), b"k", each.SerializeToString(), {}) for n, each in enumerate(records)]
+
+
+async def _read(log: AuditService, publisher: Publisher, kafka: KafkaSettings, batch: Sequence[Received]) -> None:
+    """As the service's own reader does: what fails comes again in halves."""
+    reader = BatchReader("audit-test", RecordReader.topics, RecordReader(log, publisher), kafka, publisher, 0.1)
+    await asyncio.wait_for(reader._handle_all(batch), 30)
+    await log.integrate()
+
+
+async def test_a_known_id_under_another_number_never_stops_the_log(
+    log: AuditService, publisher: Publisher, kafka: KafkaSettings, database: Database
+) -> None:
+    """B7: with its own producer's number or another's, alone or among others, of before or of the same batch; and all of it again."""
+    await take(log, [record(1)])
+    async with database.statements() as db:
+        first = await db.one("SELECT record_id::text FROM leaf")
+    assert first is not None
+    records = [record(n) for n in range(2, 9)] + [record(1, "registry"), record(2, "registry")]
+    records[2].record_id, records[7].record_id = first["record_id"], first["record_id"]  # a number of streams, one of the registry
+    records[5].record_id = records[4].record_id
+    for _ in range(2):
+        await _read(log, publisher, kafka, received(records))
+        await _read(log, publisher, kafka, received([record(9 + _)]))
+    async with database.statements() as db:
+        rows = await db.all("SELECT producer, producer_seq, action FROM leaf ORDER BY index")
+    odd = {(row["producer"], row["producer_seq"]) for row in rows if row["action"] == "record.unreadable"}
+    assert odd == {("streams", 4), ("streams", 7), ("registry", 1)}
+    assert (await newest(log)).size == len(rows) == 12
+    assert {(p.producer, p.highest, p.missing) for p in (await log.log(AUDITOR)).producers} == {("streams", 10, 0), ("registry", 2, 0)}
+    assert not (await log.health()).problem
+
+
+async def test_what_is_wrong_with_us_makes_records_wait(log: AuditService, publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug must not turn every record into an empty place."""
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(log, "_append", broken)
+    with pytest.raises(Unavailable, match="a bug of ours"):
+        await RecordReader(log, publisher)(received([record(1)]))
+
+
+async def test_health_measures_the_distance_to_the_topics_end(log: AuditService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B7: a reader that hangs has nothing to sign, and looked well."""
+    now = time.monotonic()
+    monkeypatch.setattr("services.audit.service.time", SimpleNamespace(monotonic=lambda: now))
+    await take(log, [record(1)])
+    log.measured(Lag(40, 100))
+    log.measured(Lag(70, 100))
+    assert ((await log.health()).problem, (await log.health()).waiting) == ("", 70)
+    now += 16
+    log._looked_at = now  # it signs what it has: nothing
+    log.measured(Lag(90, 100))
+    assert "90 records wait on the topic" in (await log.health()).problem
+    log.measured(Lag(80, 110))
+    assert not (await log.health()).problem
+    now += 61
+    log._looked_at = now
+    assert "has not been known" in (await log.health()).problem
+
+
+async def test_the_distance_is_that_of_the_group_to_the_brokers_end(kafka: KafkaSettings, publisher: Publisher) -> None:
+    for n in range(1, 4):
+        await publisher.publish(Record.of(AUDIT_RECORD, b"distance", record(n, "distance"), source="test", subject="x"))
+    distance = Distance(kafka, f"distance-{uuid7()}", (AUDIT_RECORD,))
+    lag = await distance.measure()
+    assert lag.behind >= 3
+    again = await distance.measure()
+    assert (again.behind >= lag.behind, again.committed) == (True, lag.committed)
 
 
 def test_what_is_sealed_opens_only_at_its_place() -> None:

@@ -507,6 +507,7 @@ class GetHealthResponse(_message.Message):
     SIZE_FIELD_NUMBER: _builtins.int
     UNSIGNED_FIELD_NUMBER: _builtins.int
     RECHECKED_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     works: _builtins.bool
     """Records are taken, and what is taken is signed soon."""
     problem: _builtins.str
@@ -517,6 +518,8 @@ class GetHealthResponse(_message.Message):
     """Leaves that are taken and not signed yet."""
     rechecked: _builtins.int
     """Leaves that were read back and found as they were signed, in the last round or the present one."""
+    waiting: _builtins.int
+    """Records on the topic that are not taken yet, by all replicas together."""
     def __init__(
         self,
         *,
@@ -525,10 +528,11 @@ class GetHealthResponse(_message.Message):
         size: _builtins.int = ...,
         unsigned: _builtins.int = ...,
         rechecked: _builtins.int = ...,
+        waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "rechecked", b"rechecked", "size", b"size", "unsigned", b"unsigned", "works", b"works"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "rechecked", b"rechecked", "size", b"size", "unsigned", b"unsigned", "waiting", b"waiting", "works", b"works"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
