@@ -43,6 +43,9 @@ test: lint ## set up and run everything: linters, all tests on real servers, a s
 	@$(MAKE) --no-print-directory fault-share
 	@DEMO_SECONDS=$(DEMO_TEST_SECONDS) $(BIN)/sightline --plain demo
 
+intake: $(READY) ## 10,000 presses and 10,000 camera reports with arbitrary values and a valid identity: all are taken (some minutes)
+	@INTAKE_MESSAGES=10000 $(BIN)/pytest --timeout 1200 tests/integration/test_intake.py
+
 fault-share: $(READY) ## CI's share of the fault tests, some minutes: a stack whose parts are killed, frozen and cut off
 	@$(BIN)/pytest -m 'not slow' --timeout 600 tests/faults
 
@@ -96,4 +99,4 @@ clean: ## stop the local stack and remove its data, the environment and caches
 	@[ ! -x $(BIN)/sightline ] || $(BIN)/sightline stack down --purge
 	@rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo test fault-share fault-nightly lint format proto generate chart bench lock clean
+.PHONY: help setup demo test intake fault-share fault-nightly lint format proto generate chart bench lock clean
