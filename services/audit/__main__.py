@@ -52,7 +52,6 @@ async def main(app: App[AuditSettings]) -> None:
     app.resources.push_async_callback(database.close)
     await wait_for("PostgreSQL", database.open)
     await wait_for("PostgreSQL", lambda: app.keep_time(database, clock))
-
     audit = Audit("audit", AUDIT_RECORD, database, publisher, clock)
     sealer, signer = Sealer(_master_key(settings.master_key_file)), Signer(settings.origin, read_ed25519(settings.signing_key_file))
     copies = FileCopies(settings.checkpoint_dir)
@@ -97,11 +96,7 @@ async def main(app: App[AuditSettings]) -> None:
     app.repeat("integration", _PAUSE_S, service.integrate_soon)
     app.repeat("recheck", _RECHECK_PAUSE_S, recheck_some)
     distance = Distance(settings.kafka, records.name, RecordReader.topics)
-
-    async def measure() -> None:
-        service.measured(await distance.measure())
-
-    app.repeat("distance to the topic's end", _DISTANCE_S, measure)
+    app.repeat("distance to the topic's end", _DISTANCE_S, lambda: _measure(service, distance))
     app.repeat("witnesses", _WITNESS_S, ask_witnesses)
     app.repeat("observation", _OBSERVE_S, lambda: _watch_over(oversight.observe))
     app.repeat("judgement", settings.judge_s, lambda: _watch_over(oversight.judge))
@@ -117,6 +112,10 @@ async def _check(service: AuditService, folder: Path) -> None:
         raise Misconfigured(f"the log is not gone on with: {error}") from error
     except (ValueError, KeyError) as error:
         raise Misconfigured(f"the newest checkpoint in {folder} cannot be read: {error!r}") from error
+
+
+async def _measure(service: AuditService, distance: Distance) -> None:
+    service.measured(await distance.measure())
 
 
 async def _watch_over(work: Callable[[], Awaitable[object]]) -> None:

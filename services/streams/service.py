@@ -91,35 +91,19 @@ class Streams(Protocol):
 
 
 class Peers(Protocol):
-    """What we ask the emergency service and the registry; Unavailable without an answer."""
+    """What we ask the emergency service and the registry; Unavailable without an answer. `peers.Peers` describes each."""
 
-    async def open_emergencies(self) -> list[OpenEmergency]:
-        """All that is open."""
-        ...
-
-    def here(self, at: datetime) -> datetime:
-        """A time of the emergency service by our own clock."""
-        ...
-
-    async def emergency(self, emergency_id: str) -> KnownEmergency | None:
-        """An emergency as its owner knows it; None if there is none."""
-        ...
-
-    async def decide(self, emergency_id: str) -> tuple[KnownEmergency | None, Decision | None]:
-        """The emergency, and what a lane would join on the registry's own answer; None if there is nothing to decide, or not yet."""
-        ...
+    async def open_emergencies(self) -> list[OpenEmergency]: ...
+    def here(self, at: datetime) -> datetime: ...
+    async def emergency(self, emergency_id: str) -> KnownEmergency | None: ...
+    async def decide(self, emergency_id: str) -> tuple[KnownEmergency | None, Decision | None]: ...
 
 
 class Announcer(Protocol):
-    """Tells the world what becomes of decisions."""
+    """Tells the world what becomes of decisions, with the transaction; `events.ActivationAnnouncer` describes each."""
 
-    def announce(self, tx: Transaction, activation: Activation) -> None:
-        """Publish the snapshot with the transaction."""
-        ...
-
-    def announce_rejection(self, tx: Transaction, decision: Decision, why: str, now: datetime) -> None:
-        """Publish that a decision is not executed."""
-        ...
+    def announce(self, tx: Transaction, activation: Activation) -> None: ...
+    def announce_rejection(self, tx: Transaction, decision: Decision, why: str, now: datetime) -> None: ...
 
 
 Name = tuple[str, int, str, bytes]
@@ -436,8 +420,8 @@ class StreamsService:
         if older := self._links.get(name):
             older.superseded = True
             older.wake.set()
-        link = self._links[name] = LocalLink(camera, link_id)
-        return link
+        self._links[name] = LocalLink(camera, link_id)
+        return self._links[name]
 
     async def close_link(self, link: LocalLink) -> None:
         """The link has ended."""
@@ -494,9 +478,7 @@ class StreamsService:
             self._named.put((camera.agency_id, camera.id, each.emergency_id, each.epoch), True)
         if unknown and self._unexpected.count((camera.agency_id, camera.id), len(unknown), now):
             emergency_id, epoch = unknown[0]
-            telemetry.log().error("a camera acted on orders that nobody gave", camera=camera.id, orders=len(unknown), first=emergency_id)
-            target, details = f"cameras/{camera.id}", {"epoch": str(epoch), "orders": str(len(unknown))}
-            self._audit.record(tx, Entry("activation.unexpected", camera.actor, target, camera.agency_id, emergency_id, details))
+            self._tell_unexpected(tx, camera.actor, camera.agency_id, camera.id, len(unknown), emergency_id, epoch=str(epoch))
 
     async def tell_unexpected(self) -> None:
         """Record how many more orders that nobody gave cameras named in minutes that are over."""
@@ -505,10 +487,14 @@ class StreamsService:
             return
         async with self._database.transaction() as tx:
             for name, orders in over:
-                agency_id, camera_id = name or (_SYSTEM.agency_id, "of many")
-                telemetry.log().error("a camera acted on orders that nobody gave", camera=camera_id, orders=orders)
-                target, details = f"cameras/{camera_id}", {"orders": str(orders)}
-                self._audit.record(tx, Entry("activation.unexpected", _SYSTEM, target, agency_id, details=details))
+                self._tell_unexpected(tx, _SYSTEM, *(name or (_SYSTEM.agency_id, "of many")), orders)
+
+    def _tell_unexpected(
+        self, tx: Transaction, actor: Actor, agency_id: str, camera_id: str, orders: int, emergency_id: str = "", **details: str
+    ) -> None:
+        telemetry.log().error("a camera acted on orders that nobody gave", camera=camera_id, orders=orders, first=emergency_id)
+        details["orders"] = str(orders)
+        self._audit.record(tx, Entry("activation.unexpected", actor, f"cameras/{camera_id}", agency_id, emergency_id, details))
 
     async def _note_faults(self, camera: Machine, faults: Mapping[str, str], now: datetime) -> None:
         """Values that could not be right: each is kept, recorded and shown once."""
