@@ -11,13 +11,11 @@ from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_END,
     Consumer,
-    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     Message,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from chassis import telemetry
 from chassis.bus import MAX_KEPT, TRANSIENT, Publisher, Received, Record, Topic, client_config
@@ -250,36 +248,39 @@ class BatchReader(Reader):
 
 
 class Lag(NamedTuple):
-    """How many records of its topics a group has before it, and the sum of the places that it has come to."""
+    """How many records of a partition a group has before it, and the place that it has come to."""
 
     behind: int
     committed: int
 
 
 class Distance:
-    """How far a group of readers is from its topics' end, seen from outside: a reader that hangs cannot tell."""
+    """How far a group of readers is from its topics' end, seen from outside: a reader that hangs cannot tell.
+
+    By a consumer that never joins: librdkafka's admin client dies of a segmentation fault now and then in `list_offsets`.
+    """
 
     def __init__(self, settings: KafkaSettings, group: str, topics: Sequence[Topic]) -> None:
-        self._admin, self._group, self._topics = AdminClient(client_config(settings)), group, topics
+        self._consumer = Consumer(client_config(settings) | {"group.id": group, "enable.auto.commit": False})
+        self._topics = topics
 
-    async def measure(self) -> Lag:
-        """Ask the brokers; KafkaException without an answer."""
+    async def measure(self) -> dict[tuple[str, int], Lag]:
+        """By topic and partition; KafkaException without an answer."""
         return await asyncio.to_thread(self._measure)
 
-    def _measure(self) -> Lag:
-        there = self._admin.list_topics(timeout=_ASK_S).topics
-        places = [TopicPartition(t.name, n) for t in self._topics if t.name in there for n in there[t.name].partitions]
-        asked = self._admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(self._group)])
-        done = {(p.topic, p.partition): p.offset for p in asked[self._group].result(_ASK_S).topic_partitions or ()}
-        first, last = (
-            {(place.topic, place.partition): answer.result(_ASK_S).offset for place, answer in self._offsets(places, spec)}
-            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
-        )
-        at = {place: max(done.get(place, 0), first[place]) for place in last}
-        return Lag(sum(max(0, last[place] - at[place]) for place in last), sum(at.values()))
+    async def close(self) -> None:
+        """Let go of the brokers."""
+        await asyncio.to_thread(self._consumer.close)
 
-    def _offsets(self, places: Sequence[TopicPartition], spec: OffsetSpec) -> Any:
-        return self._admin.list_offsets(dict.fromkeys(places, spec)).items() if places else ()
+    def _measure(self) -> dict[tuple[str, int], Lag]:
+        there = self._consumer.list_topics(timeout=_ASK_S).topics
+        places = [TopicPartition(t.name, n) for t in self._topics if t.name in there for n in there[t.name].partitions]
+        return {(p.topic, p.partition): self._lag(p) for p in self._consumer.committed(places, timeout=_ASK_S)} if places else {}
+
+    def _lag(self, committed: TopicPartition) -> Lag:
+        first, end = self._consumer.get_watermark_offsets(committed, timeout=_ASK_S)
+        at = max(committed.offset, first)
+        return Lag(max(0, end - at), at)
 
 
 def dead_letter(reader: str, received: Received, error: Exception) -> Record:

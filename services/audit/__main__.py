@@ -96,6 +96,7 @@ async def main(app: App[AuditSettings]) -> None:
     app.repeat("integration", _PAUSE_S, service.integrate_soon)
     app.repeat("recheck", _RECHECK_PAUSE_S, recheck_some)
     distance = Distance(settings.kafka, records.name, RecordReader.topics)
+    app.resources.push_async_callback(distance.close)
     app.repeat("distance to the topic's end", _DISTANCE_S, lambda: _measure(service, distance))
     app.repeat("witnesses", _WITNESS_S, ask_witnesses)
     app.repeat("observation", _OBSERVE_S, lambda: _watch_over(oversight.observe))

@@ -163,8 +163,8 @@ class AuditService:
         self._grown, self._watchers = asyncio.Event(), 0
         # What keeps the log from going on; a contradiction that was found stays until this process ends.
         self._problem, self._contradiction, self._looked_at, self.rechecked = "", "", time.monotonic(), 0
-        self._waiting, self._taken_to = 0, -1
-        self._moved_at = self._measured_at = time.monotonic()
+        self._lags: dict[tuple[str, int], tuple[Lag, float]] = {}
+        self._measured_at = time.monotonic()
 
     # --- in ------------------------------------------------------------------------------------------------------
 
@@ -315,19 +315,24 @@ class AuditService:
         keys = [str(witness.verifier) for witness in self._witnesses]
         return LogState(newest.note if newest else "", str(self._signer.verifier), producers, cosigned + "".join(lines), keys)
 
-    def measured(self, lag: Lag) -> None:
-        """How far the readers of all replicas are from the topic's end."""
+    def measured(self, lags: Mapping[tuple[str, int], Lag]) -> None:
+        """How far the readers of all replicas are from the end of each partition."""
         now = self._measured_at = time.monotonic()
-        if not lag.behind or lag.committed != self._taken_to:
-            self._moved_at = now
-        self._waiting, self._taken_to = lag.behind, lag.committed
+        before, self._lags = self._lags, {}
+        for place, lag in lags.items():
+            last, moved_at = before.get(place, (lag, now))
+            self._lags[place] = (lag, now if not lag.behind or lag.committed != last.committed else moved_at)
 
     def _intake_problem(self) -> str:
-        unknown, still = (time.monotonic() - since for since in (self._measured_at, self._moved_at))
-        if unknown > _UNKNOWN_S:
+        now = time.monotonic()
+        if (unknown := now - self._measured_at) > _UNKNOWN_S:
             return f"how many records wait on the topic has not been known for {unknown:.0f} s"
-        stuck = self._waiting and still > _WAITS_S
-        return f"{self._waiting} records wait on the topic, and none has been taken for {still:.0f} s" if stuck else ""
+        # Each partition by itself: one replica that hangs is not made up for by another that works.
+        stuck = [(lag.behind, now - moved_at) for lag, moved_at in self._lags.values() if lag.behind and now - moved_at > _WAITS_S]
+        if not stuck:
+            return ""
+        waiting, since = sum(behind for behind, _ in stuck), max(since for _, since in stuck)
+        return f"{waiting} records wait on the topic, and none of these has been taken for {since:.0f} s"
 
     async def health(self) -> Health:
         """Whether the log can be relied on."""
@@ -338,7 +343,7 @@ class AuditService:
         silence = time.monotonic() - self._looked_at
         unsigned_for = f"nothing was signed for {silence:.0f} s" if silence > _SILENT_S else ""
         problem = self._contradiction or self._problem or unsigned_for or self._intake_problem()
-        return Health(problem, size, unsigned, self.rechecked, self._waiting)
+        return Health(problem, size, unsigned, self.rechecked, sum(lag.behind for lag, _ in self._lags.values()))
 
     async def leaves(self, caller: Caller, start: int, end: int) -> AsyncIterator[tuple[int, list[tuple[bytes, bytes]]]]:
         """All leaves of a range as (place of the first, (hash, bytes or nothing)); another agency's are hashes only."""

@@ -343,7 +343,7 @@ async def test_the_newest_link_of_a_camera_wins(world: World, someone: Someone, 
 
 async def _nothing_to_record(link: Any) -> None:
     """All that a link gets until it ends."""
-    async for response in link:
+    while isinstance(response := await link.read(), link_pb.ConnectResponse):
         assert not response.orders.record_for
 
 
