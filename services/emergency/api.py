@@ -10,7 +10,7 @@ from chassis import telemetry
 from chassis.bus import TRANSIENT
 from chassis.clock import Clock, read_duration, read_time, stamp
 from chassis.errors import Unavailable
-from chassis.names import is_uuid, readable
+from chassis.names import is_uuid, on_wire, readable
 from chassis.paging import page_cursor, page_token
 from chassis.rpc import caller, ignored
 from sightline.activation.v1.activation_pb2 import ActivationResult
@@ -120,7 +120,7 @@ class EmergencyApi(EmergencyServiceServicer):
         """Take one press."""
         press = self._press(request)
         answer = await self._service.raise_alarm(press)
-        outcome = pb.PressOutcome.Value(f"PRESS_OUTCOME_{answer.outcome}")
+        outcome = on_wire(pb.PressOutcome, "PRESS_OUTCOME", answer.outcome)
         return pb.RaiseAlarmResponse(
             emergency_id=answer.emergency_id, version=answer.version, outcome=outcome, ignored_fields=press.ignored
         )

@@ -147,6 +147,11 @@ def _to_result(value: bytes) -> Result:
         raise PoisonError("a result without an emergency") from error
     if not message.version or len(message.camera_id) > _ID:
         raise PoisonError("a result without version, or with an impossible camera")
-    known = message.state in ActivationState.values()  # a state of a newer release: nothing is known of how it went
-    state = ActivationState.Name(message.state).removeprefix("ACTIVATION_STATE_") if known else ""
-    return Result(message.emergency_id, message.epoch, message.camera_id, message.version, state, value)
+    return Result(message.emergency_id, message.epoch, message.camera_id, message.version, value)
+
+
+def outcome_in(content: bytes) -> tuple[str, str]:
+    """The officer and the state's name in a kept result; the state is empty if it is a newer release's, whatever that may mean."""
+    message = ActivationResult.FromString(content)
+    known = message.state in ActivationState.values()
+    return message.officer_id, ActivationState.Name(message.state).removeprefix("ACTIVATION_STATE_") if known else ""

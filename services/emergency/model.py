@@ -284,13 +284,13 @@ class Emergency:
         A bound officer's cameras are those of now: `bound` is the registry's word on them. Until it has come, and while the registry
         says nothing about the radio, the press is kept as unsettled.
         """
-        known = replace(self, unsettled_press_at=None)
-        if self.subject.state == SubjectState.UNPINNED and not self._is_over(at):
+        known, subject = replace(self, unsettled_press_at=None), holder.subject
+        retries = self._may_retry(at, outcome, holder, self._names_a_camera(holder))
+        if self.subject.state == SubjectState.UNPINNED and not self._is_over(at) and not retries:
             return self._unsettled(at)  # nobody knows whether it is another officer's
-        subject = holder.subject
         if self.subject.state == SubjectState.BOUND:
             return self._settle_bound(at, holder, bound, age_gate, outcome, traceparent)
-        if self._is_over(at) or self._is_anothers(subject) or self._may_retry(at, outcome, holder, self._names_a_camera(holder)):
+        if self._is_over(at) or self._is_anothers(subject) or retries:
             return known._begin(at, subject, age_gate, traceparent, ack_stays=not self._is_over(at))
         return self._unsettled(at) if subject.state == SubjectState.UNPINNED else known
 
@@ -338,8 +338,11 @@ class Emergency:
         return subject.state == SubjectState.HELD and bool(holder.camera_ids) and subject.home_agency_id in ("", self.agency_id)
 
     def _begin(self, at: datetime, subject: Subject, age_gate: timedelta, traceparent: str, *, ack_stays: bool) -> "Emergency":
-        """The next epoch, of a press. The acknowledgement answers presses: another officer's, or one after the age gate, asks anew."""
-        same = subject.officer_id == self.subject.officer_id and subject.state != SubjectState.UNPINNED
+        """The next epoch, of a press. The acknowledgement answers presses: another officer's, or one after the age gate, asks anew.
+
+        Whether it is another officer's may not be known yet: `fill` says.
+        """
+        same = subject.officer_id == self.subject.officer_id or subject.state == SubjectState.UNPINNED
         return replace(
             self._of(subject, Superseded.BY_HOLDER),
             epoch=self.epoch + 1,
@@ -381,7 +384,7 @@ class Emergency:
         subject = self.subject
         if subject.state not in (SubjectState.HELD, SubjectState.BOUND) or subject.home_agency_id not in ("", self.agency_id):
             return False
-        return outcome != Outcome.NO_CAMERA or self.stale_on_arrival
+        return outcome != Outcome.NO_CAMERA or (self.stale_on_arrival and self.epoch == 1)
 
     def bind(
         self, subject: Subject, at: datetime, age_gate: timedelta, expected_version: int = 0, *,
@@ -425,7 +428,17 @@ class Emergency:
         """The registry's late answer on who held the radio at the press; a bind in between stands."""
         if not self.is_open or self.subject.state != SubjectState.UNPINNED:
             return self
-        return self._next()._of(replace(subject, filled_at=at), Superseded.BY_HOLDER)
+        before = next((each.officer_id for each in reversed(self.earlier) if each.epoch == self.epoch - 1), subject.officer_id)
+        filled = self._next(acknowledged=self.acknowledged if subject.officer_id == before else None)
+        return filled._of(replace(subject, filled_at=at), Superseded.BY_HOLDER)
+
+    def recall(self, officers: Sequence[str]) -> "Emergency":
+        """Before the registry had a word, the present epoch has started cameras of `officers`: earlier ones, once it is another's."""
+        if self.subject.state != SubjectState.UNPINNED:
+            return self
+        new = [officer for officer in officers if all(officer != each.officer_id for each in self.earlier)]
+        recalled = (*self.earlier, *(EarlierOfficer(officer, self.epoch, Superseded.BY_HOLDER) for officer in new))
+        return replace(self, earlier=recalled[-EARLIER_AT_MOST:]) if new else self
 
     def settle_late(self, holder: Holder, bound: Subject | None, age_gate: timedelta, outcome: Outcome) -> "Emergency":
         """The registry's late answer on who held the radio at the press that is unsettled."""

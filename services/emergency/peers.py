@@ -79,6 +79,7 @@ def _subject(answer: pb.ResolveRadioResponse) -> Subject:
     if not answer.HasField("held"):
         return Subject(SubjectState.NOBODY, duty_version=version, home_agency_id=home)
     held = answer.held
-    start = answer.held_since.ToDatetime(UTC)
+    # A registry of the release before knows only since when the interval lasts.
+    start = (answer.held_since if answer.HasField("held_since") else getattr(held, "from")).ToDatetime(UTC)
     end = held.to.ToDatetime(UTC) if held.HasField("to") else None
     return Subject(SubjectState.HELD, held.officer_id, held.unit_id, version, start, end, home)

@@ -63,13 +63,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Result:
-    """What an activation came to; `state` is the name of an activation's state, `content` the record as it was published."""
+    """What an activation came to; `content` is the record as it was published."""
 
     emergency_id: str
     epoch: int
     camera_id: str
     version: int
-    state: str
     content: bytes
 
     @property
@@ -88,13 +87,18 @@ class OpenEmergency:
     epoch_started_at: datetime
 
 
+def _question(emergency: Emergency) -> tuple[object, ...]:
+    """What an answer of the registry depends on: whose the epoch is, and which presses are asked about."""
+    return emergency.subject, emergency.epoch, emergency.epoch_started_at, emergency.unsettled_press_at
+
+
 class Emergencies(Protocol):
     """What the use cases need of the store; `store.Store` describes each."""
 
     async def lock_radio(self, tx: Transaction, radio: RadioId) -> None: ...
     async def known_press(self, tx: Transaction, press: Press) -> KnownPress | None: ...
     async def emergency_of_press(self, tx: Transaction, key: str, since: datetime) -> tuple[Emergency, str] | None: ...
-    async def outcome(self, tx: Transaction, emergency: Emergency) -> Outcome: ...
+    async def came(self, tx: Transaction, emergency: Emergency) -> tuple[Sequence[str], Outcome]: ...
     async def press_of_other_radio(self, tx: Transaction, radio: RadioId, agency_id: str, request_id: str) -> bool: ...
     async def newest_of_radio(self, tx: Transaction, radio: RadioId, agency_id: str) -> Emergency | None: ...
     async def get(self, db: Statements, emergency_id: str, *, lock: bool = False) -> Emergency | None: ...
@@ -201,7 +205,8 @@ class EmergencyService:
         details = {"ignored": ",".join(press.ignored)} if press.ignored else {}
         if newest and newest.is_open:
             if newest.status != Status.EXERCISE or press.status == Status.EXERCISE:
-                folded = newest.fold(press, holder, self.age_gate, cancel, await self._store.outcome(tx, newest))
+                officers, outcome = await self._store.came(tx, newest)
+                folded = newest.recall(officers).fold(press, holder, self.age_gate, cancel, outcome)
                 if newest.acknowledged and not folded.acknowledged:
                     details["acknowledgement"] = "fallen"
                 await self._save(tx, folded, "emergency.repeated", press.gateway, details)
@@ -319,12 +324,13 @@ class EmergencyService:
                 return False
         async with self._database.transaction() as tx:
             emergency = await self._store.get(tx, each.emergency_id, lock=True)
-            if emergency is None or emergency.subject != each.subject:
-                return True  # somebody was quicker
+            if emergency is None or _question(emergency) != _question(each):
+                return True  # the answer is to a question that is none any more; the new one has its turn
+            officers, outcome = await self._store.came(tx, emergency)
+            emergency = emergency.recall(officers)
             if unpinned:
                 settled, action = emergency.fill(holder.subject, self._clock.now()), "emergency.pinned"
             else:
-                outcome = await self._store.outcome(tx, emergency)
                 settled, action = emergency.settle_late(holder, bound, self.age_gate, outcome), "emergency.settled"
             await self._save_if_new(tx, emergency, settled, action, _SYSTEM, {"officer": settled.subject.officer_id})
         self.changed.set()
@@ -392,7 +398,9 @@ class EmergencyService:
             emergency = await self._store.get(tx, emergency_id, lock=True)
             if emergency is None or emergency.agency_id != caller.agency_id:
                 raise NotFound(Reason.ERROR_REASON_NOT_FOUND, "no such emergency")
-            changed = change(emergency, await self._store.outcome(tx, emergency))
+            officers, outcome = await self._store.came(tx, emergency)
+            emergency = emergency.recall(officers)
+            changed = change(emergency, outcome)
             await self._save_if_new(tx, emergency, changed, action, who, details)
         self.changed.set()
         return changed

@@ -9,6 +9,7 @@ from chassis.db import Row, Statements, Transaction
 from psycopg.types.json import Jsonb
 from pydantic import TypeAdapter, ValidationError
 
+from services.emergency.events import outcome_in
 from services.emergency.model import KEY_LIFE, Emergency, Fact, Outcome, Press, RadioId, outcome_of
 from services.emergency.service import KnownPress, OpenEmergency, Result, Seen
 
@@ -51,13 +52,13 @@ class Store:
         )
         return (_EMERGENCY.validate_python(row["document"]), row["key"]) if row else None
 
-    async def outcome(self, tx: Transaction, emergency: Emergency) -> Outcome:
-        """What the present epoch's activations came to, as far as their results have come."""
+    async def came(self, tx: Transaction, emergency: Emergency) -> tuple[Sequence[str], Outcome]:
+        """Whose cameras the present epoch's decision named, and what came of it, as far as results have come."""
         rows = await tx.all(
-            "SELECT coalesce(state, '') AS state FROM activation WHERE emergency_id = %s AND epoch = %s",
-            [emergency.emergency_id, emergency.epoch],
+            "SELECT result FROM activation WHERE emergency_id = %s AND epoch = %s", [emergency.emergency_id, emergency.epoch]
         )
-        return outcome_of([row["state"] for row in rows])
+        results = [outcome_in(bytes(row["result"])) for row in rows]
+        return sorted({officer for officer, _ in results if officer}), outcome_of([state for _, state in results])
 
     async def press_of_other_radio(self, tx: Transaction, radio: RadioId, agency_id: str, request_id: str) -> bool:
         """Whether another radio's press, through the same agency, had this request_id."""
@@ -179,13 +180,12 @@ class Store:
     async def keep_results(self, db: Statements, results: Sequence[Result]) -> None:
         """Keep those that are newer than what is known, and let watchers see it; given in order of their names."""
         columns = [[r.emergency_id for r in results], [r.epoch for r in results], [r.camera_id for r in results],
-                   [r.version for r in results], [r.state for r in results], [r.content for r in results]]  # fmt: skip
+                   [r.version for r in results], [r.content for r in results]]  # fmt: skip
         # Emergencies are locked in one order, so that two replicas cannot block each other.
         await db.execute(
-            "WITH kept AS (INSERT INTO activation AS a (emergency_id, epoch, camera_id, version, state, result)"
-            " SELECT * FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::bigint[], %s::text[], %s::bytea[])"
-            " ON CONFLICT (emergency_id, epoch, camera_id) DO UPDATE SET version = excluded.version, state = excluded.state,"
-            " result = excluded.result"
+            "WITH kept AS (INSERT INTO activation AS a (emergency_id, epoch, camera_id, version, result)"
+            " SELECT * FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::bigint[], %s::bytea[])"
+            " ON CONFLICT (emergency_id, epoch, camera_id) DO UPDATE SET version = excluded.version, result = excluded.result"
             " WHERE a.version < excluded.version RETURNING emergency_id),"
             " shown AS (SELECT emergency_id FROM emergency WHERE emergency_id IN (SELECT emergency_id FROM kept)"
             " ORDER BY emergency_id FOR UPDATE)"

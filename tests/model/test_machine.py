@@ -79,6 +79,7 @@ class Path(RuleBasedStateMachine):
         self.answered: dict[str, tuple[str, datetime]] = {}  # emergency of a press's identity
         self.bound: dict[str, tuple[str, datetime]] = {}  # emergency → whom an operator bound, and when
         self.heard_states: dict[tuple[str, int], list[str]] = {}
+        self.acknowledged_for: dict[str, str] = {}  # emergency → whom an acknowledgement was for, until the registry names the next
         self.cancels: dict[str, Fact] = {}
         self.event_wire: list[bytes] = []
         self.ever_unpinned = False
@@ -175,9 +176,14 @@ class Path(RuleBasedStateMachine):
         name, officer = (folded.emergency_id, folded.epoch), self._right_officer(folded.emergency_id, at)
         self.right_cameras[name] = self._carried(officer, at) if officer else ()
         over = at >= there.activation_expires_at or there.stale_on_arrival
-        settled = there.subject.state != SubjectState.UNPINNED
-        if over or (settled and officer != there.subject.officer_id):
+        settled, answered = there.subject.state != SubjectState.UNPINNED, folded.subject.state != SubjectState.UNPINNED
+        self.acknowledged_for.pop(there.emergency_id, None)
+        if over or (settled and answered and officer != there.subject.officer_id):
             assert folded.acknowledged is None, "an acknowledgement outlived what it answered"
+        elif settled and answered:
+            assert folded.acknowledged == there.acknowledged, "an acknowledgement fell for a retry of the same officer"
+        elif settled:
+            self.acknowledged_for[there.emergency_id] = there.subject.officer_id  # whose press this is, the registry says later
         hold = self._hold(at)
         if hold is not None and hold.officer_id == officer and self.bound.get(there.emergency_id, ("", at))[1] < hold.span.start:
             self.bound.pop(there.emergency_id, None)
@@ -273,7 +279,11 @@ class Path(RuleBasedStateMachine):
         there = self._open()
         assert there is not None
         if there.subject.state == SubjectState.UNPINNED:
-            self._keep(there.fill(self._holder(there.epoch_started_at).subject, self.now))
+            filled = there.fill(self._holder(there.epoch_started_at).subject, self.now)
+            if (before := self.acknowledged_for.pop(there.emergency_id, None)) is not None:
+                officer = filled.subject.officer_id
+                assert filled.acknowledged == (there.acknowledged if officer == before else None), "an acknowledgement of another's press"
+            self._keep(filled)
             return
         if (at := there.unsettled_press_at) is None:
             return
@@ -295,6 +305,7 @@ class Path(RuleBasedStateMachine):
         cameras = self._carried(officer, self.now)
         bound = there.bind(Subject(SubjectState.BOUND, officer, home_agency_id="pd", camera_ids=cameras), self.now, GATE, note="heard")
         assert bound.acknowledged == there.acknowledged, "a bind is no press"
+        self.acknowledged_for.pop(bound.emergency_id, None)
         self.bound[bound.emergency_id] = officer, self.now
         self.right_cameras[bound.emergency_id, bound.epoch] = cameras
         self._keep(bound, heard)

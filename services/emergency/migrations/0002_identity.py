@@ -1,4 +1,4 @@
-"""What tells presses apart, and what activations came to."""
+"""What tells presses apart."""
 
 from alembic import op
 
@@ -11,5 +11,4 @@ def upgrade() -> None:
     op.execute("""
 ALTER TABLE press ADD COLUMN identity text;
 CREATE INDEX press_by_identity ON press (identity, press_id DESC) WHERE identity IS NOT NULL;
-ALTER TABLE activation ADD COLUMN state text;
 """)

@@ -391,3 +391,40 @@ def test_only_waited_makes_a_press_too_old() -> None:
     old = read_clocks(NOW, NOW, None, NOW, GATE, waited=timedelta(minutes=25))
     assert old.press_time == NOW - timedelta(minutes=25)
     assert read_clocks(NOW, NOW, None, NOW, GATE, waited=timedelta.max).press_time < NOW - timedelta(days=29)
+
+
+def test_whose_cameras_lanes_started_before_the_registry_had_a_word_are_earlier_officers() -> None:
+    """A bind, a late pin or another officer's press must not end the picture of whoever pressed."""
+    unpinned = replace(emergency(), subject=NO_WORD.subject)
+    known = unpinned.recall(["anna"])
+    assert [each.officer_id for each in known.earlier] == ["anna"]
+    assert known.recall(["anna"]) is known
+    bound = known.bind(Subject(SubjectState.BOUND, "bert", home_agency_id="pd"), NOW, GATE, outcome=Outcome.STARTED)
+    assert [each.officer_id for each in bound.earlier] == ["anna"]
+    assert [each.officer_id for each in known.fill(BERT, NOW).earlier] == ["anna"]
+    assert known.fill(ANNA, NOW).earlier == ()
+    assert bound.recall(["carl"]) is bound
+
+
+def test_an_acknowledgement_outlives_a_retry_that_nobody_can_name_yet() -> None:
+    """I13: it falls when the registry says that it was another officer's."""
+    first = emergency().acknowledge(Fact(SUPERVISOR, NOW))
+    at = first.epoch_started_at + timedelta(seconds=60)
+    retried = first.settle(at, NO_WORD, None, GATE, Outcome.NOT_STARTED)
+    assert (retried.epoch, retried.subject.state) == (2, SubjectState.UNPINNED)
+    assert retried.acknowledged
+    assert retried.fill(ANNA, at).acknowledged == first.acknowledged
+    assert retried.fill(BERT, at).acknowledged is None
+
+
+def test_a_refused_start_is_tried_again_also_while_the_registry_says_nothing() -> None:
+    first = replace(emergency(), subject=NO_WORD.subject)
+    at = first.epoch_started_at + timedelta(seconds=60)
+    assert first.settle(at, NO_WORD, None, GATE, Outcome.PENDING).epoch == 1
+    assert first.settle(at, NO_WORD, None, GATE, Outcome.NOT_STARTED).epoch == 2
+
+
+def test_after_a_stale_opening_the_epoch_of_now_says_what_is_settled() -> None:
+    stale = replace(emergency(), stale_on_arrival=True)
+    assert stale.is_settled(Outcome.NO_CAMERA)
+    assert not replace(stale, epoch=2).is_settled(Outcome.NO_CAMERA)

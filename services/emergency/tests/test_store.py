@@ -1,7 +1,7 @@
 """Emergencies in a real PostgreSQL: what another release wrote, what took long to commit, what presses are told apart by."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -13,7 +13,7 @@ from chassis.clock import SystemClock
 from chassis.db import Database
 from contracts.topics import AUDIT_RECORD
 from psycopg.types.json import Jsonb
-from sightline.emergency.v1 import emergency_pb2 as pb
+from sightline.activation.v1.activation_pb2 import ActivationResult, ActivationState
 from uuid_utils import uuid7
 
 from services.emergency.api import Watchtower
@@ -22,6 +22,7 @@ from services.emergency.model import (
     Disposition,
     Emergency,
     Fact,
+    Holder,
     Outcome,
     Press,
     RadioId,
@@ -176,11 +177,63 @@ async def test_an_outcome_is_that_of_the_present_epoch(database: Database, servi
 
     async def outcome() -> Outcome:
         async with database.transaction() as tx:
-            return await store.outcome(tx, e)
+            officers, outcome = await store.came(tx, e)
+            assert officers in ([], ["anna"])
+            return outcome
+
+    def result(epoch: int, camera: str, version: int, state: ActivationState.ValueType) -> Result:
+        content = ActivationResult(officer_id="anna", state=state).SerializeToString()
+        return Result(e.emergency_id, epoch, camera, version, content)
 
     assert await outcome() == Outcome.PENDING
-    names = [(1, "cam-1", 1, "REQUESTED"), (1, "cam-2", 1, "REFUSED"), (2, "cam-1", 1, "RECORDING")]
-    await service.keep_results([Result(e.emergency_id, *name, pb.Emergency().SerializeToString()) for name in names])
+    await service.keep_results([
+        result(1, "cam-1", 1, ActivationState.ACTIVATION_STATE_REQUESTED),
+        result(1, "cam-2", 1, ActivationState.ACTIVATION_STATE_REFUSED),
+        result(2, "cam-1", 1, ActivationState.ACTIVATION_STATE_RECORDING),
+    ])  # fmt: skip
     assert await outcome() == Outcome.PENDING
-    await service.keep_results([Result(e.emergency_id, 1, "cam-1", 2, "UNREACHABLE", b"")])
+    await service.keep_results([result(1, "cam-1", 2, ActivationState.ACTIVATION_STATE_UNREACHABLE)])
     assert await outcome() == Outcome.NOT_STARTED
+    await service.keep_results([result(1, "cam-1", 3, 99)])  # type: ignore[arg-type]  # of the release after this one
+    assert await outcome() == Outcome.PENDING
+
+
+class SlowRegistry:
+    """Names whoever held the radio at the time that is asked for, after something else has happened meanwhile."""
+
+    def __init__(self, meanwhile: Callable[[], Awaitable[object]], changed_at: datetime) -> None:
+        self._meanwhile, self._changed_at = meanwhile, changed_at
+
+    async def holder(self, radio: RadioId, at: datetime, agency_id: str) -> Holder:
+        await self._meanwhile()
+        return Holder(Subject(SubjectState.HELD, "anna" if at < self._changed_at else "bert", home_agency_id="pd"))
+
+
+@pytest.mark.parametrize("subject", [Subject(SubjectState.UNPINNED), Subject(SubjectState.HELD, "carl", home_agency_id="pd")])
+async def test_a_late_answer_is_only_an_answer_to_what_was_asked(
+    database: Database, service: EmergencyService, unit: int, subject: Subject
+) -> None:
+    """Anna pressed and nobody named her; while the registry thinks, bert presses the same radio: her name is no answer to his press."""
+    e = await opened(database, pressed(unit))
+    first = replace(e, subject=subject, unsettled_press_at=None if subject.state == SubjectState.UNPINNED else e.epoch_started_at)
+    later = e.epoch_started_at + timedelta(minutes=30)
+    if first.unsettled_press_at:
+        second = replace(first, version=3, unsettled_press_at=later)
+    else:
+        second = replace(first, version=3, epoch=2, epoch_started_at=later)
+    await keep(database, replace(first, version=2))
+    service._registry = SlowRegistry(lambda: keep(database, second), later)  # type: ignore[assignment]
+    assert await service._settle_late(replace(first, version=2))
+    async with database.transaction() as tx:
+        assert await store.get(tx, e.emergency_id) == second
+    service._registry = SlowRegistry(lambda: asyncio.sleep(0), later)  # type: ignore[assignment]
+    await service._settle_late(second)
+    async with database.transaction() as tx:
+        settled = await store.get(tx, e.emergency_id)
+    assert settled is not None
+    assert settled.subject.officer_id == "bert"
+
+
+async def keep(database: Database, emergency: Emergency) -> None:
+    async with database.transaction() as tx:
+        await store.update(tx, emergency)
