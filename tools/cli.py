@@ -148,7 +148,7 @@ def doctor(
         for finding in examine(patient):
             status.update(f"looking: {finding.what}")
             findings.append(finding)
-            table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", finding.what, finding.found, finding.fix)
+            table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", *map(escape, (finding.what, finding.found, finding.fix)))
     print_json([asdict(finding) for finding in findings]) if as_json else terminal.out.print(table)
     if any(finding.level == Level.FAILURE for finding in findings):
         raise typer.Exit(1)
@@ -230,7 +230,7 @@ def _show_differences(differences: Sequence[Difference]) -> None:
     table = Table("", "line", Column("what", overflow="fold"), Column("before", overflow="fold"), Column("after", overflow="fold"))
     for mark, found in (("+", [each for each in differences if each.before is None]), ("~", changed), ("-", missing)):
         for each in found[:_SHOWN]:
-            table.add_row(mark, str(each.line or ""), each.what, escape(each.before or ""), escape(each.after or ""))
+            table.add_row(mark, str(each.line or ""), escape(each.what), escape(each.before or ""), escape(each.after or ""))
         if len(found) > _SHOWN:
             table.add_row(mark, "", f"… and {len(found) - _SHOWN} more; --json has all", "", "")
     if differences:

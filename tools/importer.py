@@ -26,9 +26,14 @@ RADIO_DECIMAL = "radio_decimal"
 # A batch is one transaction and one request of the registry, which takes 256 KiB.
 _BATCH, _BATCH_BYTES, _AT_ONCE = 100, 48 * 1024, 4
 # A roster is at most this many officers; a longer file is not a roster.
-_ROWS_AT_MOST, _BYTES_AT_MOST = 200_000, 64 * 2**20
+_ROWS_AT_MOST, _BYTES_AT_MOST, _HEADING_AT_MOST = 200_000, 64 * 2**20, 10_000
 _FULL = re.compile(r"([0-9a-fA-F]{5})-([0-9a-fA-F]{3})-([0-9a-fA-F]{6})")
 _DECIMAL = re.compile(r"([0-9]{1,7})-([0-9]{1,4})-([0-9]{1,8})")
+# What Excel writes, and reads, as a first line.
+_HINT = re.compile(r"sep=.\r?\n", re.IGNORECASE)
+# Columns of which a part is somebody else's.
+_CUT_SHORT = frozenset({"officer_id", "cameras", RADIO_DECIMAL})
+_UTF_8 = re.compile(rb"[\xc3-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
@@ -125,16 +130,22 @@ def _text(path: Path) -> tuple[str, str]:
     zeros = data[:1000:2].count(0), data[1:1000:2].count(0)
     utf_16 = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le" if zeros[1] else ""
     for encoding, name in ((utf_16, "UTF-16"), ("utf-8-sig", "UTF-8"), ("cp1252", "Windows-1252")):
-        with contextlib.suppress(UnicodeDecodeError, LookupError):
+        try:
             text = data.decode(encoding) if encoding else ""
-            if text and "\0" not in text:
-                return text.removeprefix("\ufeff"), name
+        except UnicodeDecodeError as error:
+            if name == "UTF-8" and _UTF_8.search(data):
+                line = data.count(b"\n", 0, error.start) + 1
+                raise RosterError(f"{path} is written in UTF-8, but line {line} has bytes that are not: save it again in UTF-8") from error
+            continue
+        if text and "\0" not in text:
+            return text.removeprefix("\ufeff"), name
     raise RosterError(f"{path} cannot be read as a roster: it is no text in UTF-8, UTF-16 or Windows-1252; save it as CSV in UTF-8")
 
 
 def _delimiter(path: Path, text: str) -> str:
     """What separates the columns: whatever lets the first line name them all."""
-    first = text.splitlines()[0] if text.splitlines() else ""
+    lines = text[:_HEADING_AT_MOST].splitlines()[1 if _HINT.match(text) else 0 :]
+    first = lines[0] if lines else ""
     found = {each: _heading(next(csv.reader([first], delimiter=each), [])) for each in _DELIMITERS}
     best = max(found, key=lambda each: len(set(COLUMNS) & set(found[each])))
     if missing := [name for name in COLUMNS if name not in found[best]]:
@@ -152,8 +163,12 @@ def _rows(source: Source) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Each row's cells by their columns, or what is wrong with it as a row, with its line."""
     path = source.path
     try:
-        reader = csv.reader(io.StringIO(source.text, newline=""), delimiter=source.delimiter, strict=True)
+        text = io.StringIO(source.text, newline="")
+        reader = csv.reader(text, delimiter=source.delimiter, strict=True)
+        if _HINT.match(source.text):
+            next(reader)
         heading = _heading(next(reader))
+        may_be_cut = heading[-1] in _CUT_SHORT and not source.text.endswith(("\n", "\r"))
         count = 0
         for cells in reader:
             if not any(cell.strip() for cell in cells):
@@ -164,6 +179,9 @@ def _rows(source: Source) -> Iterator[tuple[int, dict[str, str] | str]]:
             if len(cells) != len(heading):
                 hint = "put a text with a separator in it in quotes" if len(cells) > len(heading) else "is the file cut off here?"
                 yield reader.line_num, f"{len(cells)} cells where the first line names {len(heading)}: {hint}"
+                continue
+            if may_be_cut and text.tell() == len(source.text):
+                yield reader.line_num, f"the file ends within its last line: is {heading[-1]} cut off here? End the line, if it is whole"
                 continue
             row = dict(zip(heading, (cell.strip() for cell in cells), strict=True))
             odd = [f"{column}: {_character(bad)}" for column, cell in row.items() if (bad := unprintable(cell))]
@@ -184,9 +202,21 @@ def _entry(row: dict[str, str], agency_id: str) -> pb.RosterEntry:
     entry = pb.RosterEntry(officer=officer)
     if (radio := _radio(row["radio"], row.get(RADIO_DECIMAL, ""))) is not None:
         entry.radio.CopyFrom(pb.Radio(identity=radio, agency_id=agency_id, alias=row["radio_alias"]))
+    _check_places(row)
     for camera_id in filter(None, (name.strip() for name in row["cameras"].split(";"))):
         entry.cameras.add(camera_id=camera_id, agency_id=agency_id, model=row["camera_model"])
     return entry
+
+
+def _check_places(row: dict[str, str]) -> None:
+    """ValueError if cells seem to have moved: what is taken out of the next column would be somebody else's."""
+    for column in ("radio_alias", "cameras", "camera_model"):
+        if _FULL.fullmatch(row[column]):
+            raise ValueError(f"{column}: {row[column]} is a radio: have the cells moved?")
+    if row["radio_alias"] and not (row["radio"] or row.get(RADIO_DECIMAL)):
+        raise ValueError("radio_alias: there is no radio for it: have the cells moved?")
+    if row["camera_model"] and not row["cameras"]:
+        raise ValueError("camera_model: there is no camera for it: have the cells moved?")
 
 
 def _names(entry: pb.RosterEntry) -> Iterator[tuple[str, str]]:
@@ -246,6 +276,7 @@ async def import_roster(
     source = await asyncio.to_thread(open_roster, path)
     entries, problems = await asyncio.to_thread(read_roster, path, agency_id, source)
     result = Imported(len(entries) + len(problems), 0, problems, source.recognised)
+    named = await asyncio.to_thread(_officers, source)
     if not dry_run:
         with contextlib.suppress(grpc.aio.AioRpcError):  # there with its proper name, or not ours to make: the import itself will tell
             await create_agency(desk, agency_id)
@@ -256,12 +287,17 @@ async def import_roster(
         nonlocal done
         async with gate:
             sent = [entry for _, entry in batch]
-            request = pb.ImportRosterRequest(agency_id=agency_id, entries=sent, dry_run=dry_run, update=update)
             try:
-                answer = await desk.call(desk.registry.ImportRoster, request, timeout=60)
-                result.created += answer.created
+                if dry_run:
+                    preview = pb.PreviewRosterRequest(agency_id=agency_id, entries=sent, update=update)
+                    answer = await desk.call(desk.registry.PreviewRoster, preview, timeout=60)
+                    result.created += sum(not each.HasField("before") for each in answer.changes)
+                    result.differences.extend(_difference(batch[each.index][0], each) for each in answer.changes)
+                else:
+                    request = pb.ImportRosterRequest(agency_id=agency_id, entries=sent, update=update)
+                    answer = await desk.call(desk.registry.ImportRoster, request, timeout=60)
+                    result.created += answer.created
                 result.problems.extend(Problem(batch[each.index][0], each.problem) for each in answer.problems)
-                result.differences.extend(_difference(batch[each.index][0], each) for each in answer.changes)
             except grpc.aio.AioRpcError as error:
                 why = f"not sent ({error.code().name}: {error.details()}); import the file again"
                 result.problems.extend(Problem(line, why) for line, _ in batch)
@@ -274,7 +310,6 @@ async def import_roster(
     result.problems.sort(key=lambda problem: problem.line)
     result.differences.sort(key=lambda difference: difference.line)
     if dry_run:
-        named = {entry.officer.officer_id for _, entry in entries}
         result.differences += [Difference(0, f"officers/{name}", shown, None) for name, shown in await _others(desk, agency_id, named)]
     return result
 
@@ -283,13 +318,23 @@ def _difference(line: int, change: Any) -> Difference:
     return Difference(line, change.what, change.before if change.HasField("before") else None, change.after)
 
 
+def _officers(source: Source) -> set[str]:
+    """Officers whom the file names, be their rows right or wrong."""
+    return {row["officer_id"] for _, row in _rows(source) if not isinstance(row, str)}
+
+
 async def _others(desk: Desk, agency_id: str, named: set[str]) -> list[tuple[str, str]]:
     """Officers of an agency whom a roster does not name, with their names."""
     found: list[tuple[str, str]] = []
     token = ""
     while True:
         request = pb.ListOfficersRequest(page_size=1000, page_token=token, agency_id=agency_id)
-        page = await desk.call(desk.registry.ListOfficers, request, timeout=60)
+        try:
+            page = await desk.call(desk.registry.ListOfficers, request, timeout=60)
+        except grpc.aio.AioRpcError as error:
+            if error.code() == grpc.StatusCode.NOT_FOUND:
+                return found  # the import will make the agency
+            raise
         officers = [duty.officer for duty in page.officers]
         found += [(officer.officer_id, officer.display_name) for officer in officers if officer.officer_id not in named]
         if not (token := page.next_page_token):

@@ -4,11 +4,16 @@ Refused is only what keeps us from knowing who sent it or whom it is about.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import protovalidate
-from google.protobuf.message import Message
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
+from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 
 from chassis.errors import InvalidRequest
@@ -63,6 +68,60 @@ def settle(message: Message, identity: Collection[str]) -> dict[str, str]:
             del values[:]
             values.extend(kept)
     raise invalid(violations(message))
+
+
+def with_text_repaired(parse: Callable[[bytes], Message], data: bytes) -> Message | None:
+    """A message of whose strings some are not UTF-8, which no parser takes; U+FFFD stands for what is not. None if that is not all."""
+    descriptor = parse(b"").DESCRIPTOR
+    try:
+        twin = _twin(descriptor).FromString(data)
+        _repair(twin, descriptor)
+        return parse(twin.SerializeToString())
+    except DecodeError:
+        return None
+
+
+def _repair(twin: Message, descriptor: Any) -> None:
+    for field, value in twin.ListFields():
+        meant = descriptor.fields_by_number[field.number]
+        values = value if field.is_repeated else [value]
+        if meant.message_type and not meant.message_type.GetOptions().map_entry:
+            for each in values:
+                _repair(each, meant.message_type)
+        elif meant.type == FieldDescriptor.TYPE_STRING:
+            texts = [each.decode(errors="replace").encode() for each in values]
+            if field.is_repeated:
+                value[:] = texts
+            else:
+                setattr(twin, field.name, texts[0])
+
+
+@cache
+def _twin(descriptor: Descriptor) -> type[Message]:
+    """The same message with bytes where there are strings: the same on the wire."""
+    pool, done = DescriptorPool(), set[str]()
+
+    def add(file: FileDescriptor) -> None:
+        if file.name not in done:
+            done.add(file.name)
+            for needed in file.dependencies:
+                add(needed)
+            content = FileDescriptorProto.FromString(file.serialized_pb)
+            for message in content.message_type:
+                _strings_to_bytes(message)
+            pool.Add(content)
+
+    add(descriptor.file)
+    return GetMessageClass(pool.FindMessageTypeByName(descriptor.full_name))
+
+
+def _strings_to_bytes(message: DescriptorProto) -> None:
+    if not message.options.map_entry:  # no map has keys of bytes
+        for field in message.field:
+            if field.type == FieldDescriptorProto.TYPE_STRING:
+                field.type = FieldDescriptorProto.TYPE_BYTES
+    for nested in message.nested_type:
+        _strings_to_bytes(nested)
 
 
 def _root(violation: Any) -> str:

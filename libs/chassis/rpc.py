@@ -80,7 +80,8 @@ _CHANNEL_OPTIONS = [
 class Allowed:
     """Who may call a method: machines of these kinds by themselves, people of these roles through one of the desks.
 
-    With `identity` only these fields of the request can make it be refused; what is wrong with others is left out, see `ignored`.
+    With `identity` only these fields of the request can make it be refused; what is wrong with others is left out, see `ignored`. A
+    method with a stream of requests does that by itself, with `settle`.
     """
 
     machines: frozenset[str]
@@ -337,7 +338,9 @@ class Server(grpc.aio.ServerInterceptor):
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[handler.request_streaming, handler.response_streaming]
         behaviour: Any = stream if handler.response_streaming else unary
-        return make(behaviour, _careful(handler.request_deserializer), _ready_made(handler.response_serializer))
+        allowed = self.allowed.get(method)
+        careful = _careful(handler.request_deserializer, repair=allowed is not None and allowed.identity is not None)
+        return make(behaviour, careful, _ready_made(handler.response_serializer))
 
 
 def _ready_made(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
@@ -345,8 +348,8 @@ def _ready_made(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
     return lambda response: response if isinstance(response, bytes) else serialize(response)
 
 
-def _careful(deserialize: Callable[[bytes], Protobuf] | None) -> Callable[[bytes], Any]:
-    """Turn bytes into a message, or into what `check` refuses with a reason."""
+def _careful(deserialize: Callable[[bytes], Protobuf] | None, *, repair: bool) -> Callable[[bytes], Any]:
+    """Turn bytes into a message, or into what `check` refuses with a reason. `repair`: text that is none makes no message unreadable."""
 
     def careful(data: bytes) -> Any:
         if len(data) > MAX_REQUEST:
@@ -356,6 +359,8 @@ def _careful(deserialize: Callable[[bytes], Protobuf] | None) -> Callable[[bytes
         try:
             return deserialize(data) if deserialize else data
         except Exception:
+            if repair and deserialize and (repaired := intake.with_text_repaired(deserialize, data)) is not None:
+                return repaired
             return _Malformed(InvalidRequest(Reason.ERROR_REASON_MALFORMED_REQUEST, "the bytes are not the method's request"))
 
     return careful

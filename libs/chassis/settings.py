@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FilePath, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 PREFIX = "SIGHTLINE_"
 # Read by `python -m services.<name> migrate`, which has no settings.
@@ -143,9 +143,13 @@ def load(kind: type[S]) -> S:
     problems, settings = _misspelt(kind), None
     try:
         settings = kind()
+    except SettingsError as error:
+        problems.append(f"{error}: is it JSON?")
     except ValidationError as error:
-        # What a block has too much is named above, with what was meant.
-        problems += [_explain(kind, each["loc"], each["msg"]) for each in error.errors() if each["type"] != "extra_forbidden"]
+        # What a block has too much may be named above already, with what was meant.
+        named = {text.partition(" ")[0].upper() for text in problems}
+        found = [each for each in error.errors() if each["type"] != "extra_forbidden" or _variable(each["loc"]) not in named]
+        problems += [_explain(kind, each["loc"], each["msg"]) for each in found]
     if settings is None or problems:
         print(f"{kind.__module__}: the settings are not usable:", file=sys.stderr)
         for text in problems:
@@ -169,14 +173,16 @@ def _misspelt(kind: type[BaseSettings]) -> list[str]:
     for name in strange:
         if name.upper() in known:
             print(f"{kind.__module__}: {name} is a setting of {known[name.upper()]}, not of this service", file=sys.stderr)
-        elif name.upper() != MIGRATION_URL and not any(_SERVICE_LINK.fullmatch(name.upper(), at) for at in _places(name)):
+        elif name.upper() != MIGRATION_URL and not _is_service_link(name.upper()):
             near = difflib.get_close_matches(name.upper(), [*ours, *known], 1, 0.5)
             found.append(f"{name} is no setting of any service" + (f": did you mean {near[0]}?" if near else ""))
     return found
 
 
-def _places(name: str) -> Iterator[int]:
-    return (match.start() for match in re.finditer("_", name))
+def _is_service_link(name: str) -> bool:
+    """Whether Kubernetes set it: there, and with the address of the same Service beside it."""
+    places = [match.start() for match in re.finditer("_", name) if _SERVICE_LINK.fullmatch(name, match.start())]
+    return "KUBERNETES_SERVICE_HOST" in os.environ and any(f"{name[:place]}_SERVICE_HOST" in os.environ for place in places)
 
 
 def variables(kind: type[BaseModel], prefix: str = PREFIX) -> Iterator[str]:
@@ -212,6 +218,9 @@ def _explain(kind: type[BaseSettings], path: tuple[int | str, ...], message: str
     meaning = ""
     for part in path:
         field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        if field is None and hasattr(model, "model_fields"):
+            near = difflib.get_close_matches(str(part), model.model_fields, 1, 0.5)
+            return f"{_variable(path)} is no setting" + (f": did you mean {_variable((*path[:-1], near[0]))}?" if near else "")
         if field is None:
             break
         model, meaning = field.annotation, field.description or ""

@@ -1,6 +1,6 @@
 """Messages as anybody may send them: strategies out of protobuf's own descriptors, wrong values and unknown fields included."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -27,7 +27,27 @@ _VALUES: Mapping[int, st.SearchStrategy[Any]] = {
 
 def messages(kind: type[Message], **fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
     """Any such messages, as bytes; `fixed` are fields that have to be right."""
-    return st.builds(lambda message, more: message.SerializeToString() + more, _message(kind.DESCRIPTOR, fixed), _UNKNOWN)
+    garbled = st.sampled_from([b"", b"", *_garbled(kind.DESCRIPTOR, fixed)])
+    return st.builds(
+        lambda message, *more: b"".join((message.SerializeToString(), *more)), _message(kind.DESCRIPTOR, fixed), garbled, _UNKNOWN
+    )
+
+
+def _garbled(descriptor: Any, fixed: Collection[str] = ()) -> Iterator[bytes]:
+    """For each text of the message, and of those in it, one that is not UTF-8: such a message cannot be made, only sent."""
+    for field in descriptor.fields:
+        if field.name in fixed:
+            continue
+        if field.message_type:
+            yield from (_delimited(field.number, inner) for inner in _garbled(field.message_type))
+        elif field.type == _F.TYPE_STRING:
+            yield _delimited(field.number, b"M\xfcller \xff\xfe")
+
+
+def _delimited(number: int, content: bytes) -> bytes:
+    """A length-delimited field, of less than 128 bytes."""
+    tag = number << 3 | 2
+    return (bytes([tag]) if tag < 0x80 else bytes([tag & 0x7F | 0x80, tag >> 7])) + bytes([len(content)]) + content
 
 
 def _message(descriptor: Any, fixed: Mapping[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:

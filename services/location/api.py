@@ -9,7 +9,7 @@ from chassis.db import Row
 from chassis.errors import InvalidRequest
 from chassis.identity import Machine
 from chassis.paging import page_cursor, page_token
-from chassis.rpc import caller, check
+from chassis.rpc import caller, check, require_readable
 from sightline.common.v1.error_reason_pb2 import ErrorReason as Reason
 from sightline.location.v1 import location_service_pb2 as pb
 from sightline.location.v1.location_service_pb2_grpc import LocationServiceServicer
@@ -34,16 +34,20 @@ class LocationApi(LocationServiceServicer):
         """Batches in, an answer for each; the next is read when the last is durable, so that a sender is never far ahead."""
         machine = caller().machine
         async for request in request_iterator:
-            check(request)
-            reports, response = list(map(from_report, request.reports)), pb.ReportPositionsResponse()
-            for start in range(0, len(reports), _BATCH):
-                refused = await self._service.take(reports[start : start + _BATCH], lambda report: _speaks_for(machine, report))
+            require_readable(request)
+            if not request.reports:
+                check(request)  # refuses it; of others each report is judged by itself
+            response = pb.ReportPositionsResponse(taken=len(request.reports))
+            for start in range(0, len(request.reports), _BATCH):
+                reports = list(map(from_report, request.reports[start : start + _BATCH]))
+                refused = await self._service.take(reports, lambda report: _speaks_for(machine, report))
                 for index, why in refused:
                     response.refused.add(index=start + index, refusal=why)
-            response.taken = len(reports) - len(response.refused)
-            for index, report in enumerate(reports):
-                if report is not None and report.ignored:
-                    response.ignored.add(index=index, fields=report.ignored)
+                refused_here = {index for index, _ in refused}
+                for index, report in enumerate(reports):
+                    if report is not None and report.ignored and index not in refused_here:
+                        response.ignored.add(index=start + index, fields=report.ignored)
+            response.taken -= len(response.refused)
             yield response
 
     async def GetTrack(self, request: pb.GetTrackRequest, context: Any) -> pb.GetTrackResponse:

@@ -44,15 +44,17 @@ def is_time(stamp: Timestamp) -> bool:
 
 
 def from_report(message: PositionReport) -> Report | None:
-    """A report's model form; None if it lacks what every report needs."""
+    """A report's model form; None if nobody can tell whose it is. A fix without a time that can be one has none (0)."""
     kind = message.device.WhichOneof("device")
-    if kind is None or not is_time(message.fix.fixed_at):
+    if kind is None:
         return None
     device, agency_id = radio_key(message.device.radio).decode() if kind == "radio" else getattr(message.device, kind), message.agency_id
     if not are_names(agency_id, device):
         return None
     reported_at = seconds_of(message.reported_at) if is_time(message.reported_at) else 0.0
     fix, ignored = usable(from_fix(message.fix))
+    if not is_time(message.fix.fixed_at):
+        fix, ignored = fix._replace(fixed_at=0.0), (*ignored, "fixed_at")
     return Report(agency_id, _SOURCES[kind], device, fix, reported_at, ignored)
 
 

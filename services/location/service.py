@@ -83,9 +83,11 @@ class LocationService:
                 refused.append((place, Refusal.REFUSAL_NOT_YOURS))
             else:
                 agency, source, device, fix, reported_at, _ = report
+                timeless = not fix.fixed_at  # counts as now; as nobody knows that, it is not shown
+                fix = fix._replace(fixed_at=now) if timeless else fix
                 found = judge(self._directory, source, agency, device, fix, now, self._late_s)
                 if isinstance(found, tuple):
-                    taken.append(Taken(agency, source, device, found[0], fix, reported_at or now, now, found[1]))
+                    taken.append(Taken(agency, source, device, found[0], fix, reported_at or now, now, found[1] or timeless))
                 else:
                     refused.append((place, found))
         await self._publisher.publish(taken)

@@ -1,5 +1,6 @@
 """The registry's gRPC face: protobuf in, use case, protobuf out."""
 
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -63,17 +64,18 @@ class RegistryApi(RegistryServiceServicer):
         return pb.RegisterFixedCameraResponse(fixed_camera=to_fixed_camera(camera))
 
     async def ImportRoster(self, request: pb.ImportRosterRequest, context: Any) -> pb.ImportRosterResponse:
-        """Register a part of a roster, or tell what would come of it."""
-        agency, entries = request.agency_id, list(map(_entry, request.entries))
-        response = pb.ImportRosterResponse()
-        if request.dry_run:
-            problems, changes = await self._service.preview_roster(caller(), agency, entries, update=request.update)
-            response.created = sum(change.before is None for _, change in changes)
-            for place, change in changes:
-                response.changes.add(index=place, what=change.what, before=change.before, after=change.after)
-        else:
-            problems, response.created = await self._service.import_roster(caller(), agency, entries, update=request.update)
-        response.problems.extend(pb.RosterProblem(index=place, problem=problem) for place, problem in problems.items())
+        """Register a part of a roster."""
+        entries = list(map(_entry, request.entries))
+        problems, created = await self._service.import_roster(caller(), request.agency_id, entries, update=request.update)
+        return pb.ImportRosterResponse(problems=_problems(problems), created=created)
+
+    async def PreviewRoster(self, request: pb.PreviewRosterRequest, context: Any) -> pb.PreviewRosterResponse:
+        """What would come of a part of a roster."""
+        entries = list(map(_entry, request.entries))
+        problems, changes = await self._service.preview_roster(caller(), request.agency_id, entries, update=request.update)
+        response = pb.PreviewRosterResponse(problems=_problems(problems))
+        for place, change in changes:
+            response.changes.add(index=place, what=change.what, before=change.before, after=change.after)
         return response
 
     async def CheckOut(self, request: pb.CheckOutRequest, context: Any) -> pb.CheckOutResponse:
@@ -126,6 +128,10 @@ class RegistryApi(RegistryServiceServicer):
         officer, cameras, unit = await self._service.resolve_officer(request.officer_id, _time(request.at))
         message = pb.Officer(officer_id=officer.officer_id, agency_id=officer.agency_id, display_name=officer.display_name)
         return pb.ResolveOfficerResponse(officer=message, camera_ids=cameras, unit_id=unit)
+
+
+def _problems(problems: Mapping[int, str]) -> Iterator[pb.RosterProblem]:
+    return (pb.RosterProblem(index=place, problem=problem) for place, problem in problems.items())
 
 
 def _entry(message: pb.RosterEntry) -> RosterEntry:

@@ -1,6 +1,7 @@
 """The registry's use cases. What the store must offer is `store.Store`, which speaks all the SQL."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -157,7 +158,8 @@ class RegistryService:
         problems: dict[int, str] = {}
         changes: list[tuple[int, Change]] = []
         async with self._database.transaction() as tx:
-            await self._require_agency(tx, caller, agency_id)
+            with suppress(NotFound):  # an agency that is not there yet has nothing
+                await self._require_agency(tx, caller, agency_id)
             for place, entry in enumerate(entries):
                 try:
                     found = [change(thing, await self._store.kept(tx, thing)) for thing in entry.things()]
@@ -166,7 +168,8 @@ class RegistryService:
                     continue
                 if entry.agencies() - {agency_id}:
                     problems[place] = f"not of agency {agency_id}"
-                elif not update and (other := [each.what for each in found if each and each.before is not None]):
+                    continue
+                if not update and (other := [each.what for each in found if each and each.before is not None]):
                     problems[place] = f"{', '.join(other)}: there with other content, which only an update changes"
                 changes += [(place, each) for each in found if each]
         return problems, changes

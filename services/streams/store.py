@@ -52,8 +52,8 @@ _IN_EMERGENCY: LiteralString = (
     f"EXISTS (SELECT 1 FROM activation a JOIN known_emergency k ON {_WANTED}"
     " WHERE a.camera_id = c.camera_id AND a.agency_id = c.agency_id AND a.state <> 'WITHDRAWN')"
 )
-# Faults of a camera that are kept at the most: one that makes up new ones for ever says nothing new.
-_FAULTS_AT_MOST = 20
+# Values of a field that are kept at the most: a camera that makes up new ones for ever says nothing new.
+_VALUES_AT_MOST = 5
 _UNFINISHED: LiteralString = "a.state IN ('REQUESTED', 'UNREACHABLE', 'TIMED_OUT', 'WITHDRAWN')"
 
 
@@ -225,11 +225,11 @@ class Store:
             "INSERT INTO camera_fault (agency_id, camera_id, field, value, first_at)"
             " SELECT %(agency)s, %(camera)s, n.field, n.value, %(now)s"
             " FROM unnest(%(fields)s::text[], %(values)s::text[]) AS n (field, value) WHERE (SELECT count(*) FROM camera_fault f"
-            " WHERE f.agency_id = %(agency)s AND f.camera_id = %(camera)s) < %(most)s LIMIT %(most)s"
+            " WHERE f.agency_id = %(agency)s AND f.camera_id = %(camera)s AND f.field = n.field) < %(most)s"
             " ON CONFLICT DO NOTHING RETURNING field",
             {
                 "agency": agency_id, "camera": camera_id, "now": now, "fields": list(faults), "values": list(faults.values()),
-                "most": _FAULTS_AT_MOST,
+                "most": _VALUES_AT_MOST,
             },
         )  # fmt: skip
         return [row["field"] for row in rows]

@@ -16,6 +16,7 @@ import pytest
 from chassis.bus import Received, Topic
 from chassis.rpc import connect, reason_of
 from contracts.topics import AUDIT_RECORD
+from google.protobuf.internal.encoder import _VarintBytes  # type: ignore[attr-defined]
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -24,7 +25,6 @@ from sightline.audit.v1.record_pb2 import AuditRecord
 from sightline.common.v1.radio_pb2 import Position, RadioIdentity
 from sightline.emergency.v1 import emergency_service_pb2 as pb
 from sightline.location.v1 import location_service_pb2 as location_pb
-from sightline.location.v1.location_service_pb2_grpc import LocationServiceStub
 from sightline.streams.v1 import camera_link_service_pb2 as link_pb
 from sightline.streams.v1 import relay_link_service_pb2 as relay_pb
 from sightline.streams.v1 import stream_service_pb2 as streams_pb
@@ -38,6 +38,7 @@ from tools.world import World, until
 Someone = Callable[..., Member]
 Read = Callable[[Topic], list[Received]]
 RAISE = "/sightline.emergency.v1.EmergencyService/RaiseAlarm"
+REPORT = "/sightline.location.v1.LocationService/ReportPositions"
 CONNECT = "/sightline.streams.v1.CameraLinkService/Connect"
 # CI's share; `make intake` sends 10,000 of each.
 MESSAGES, _AT_ONCE = int(os.environ.get("INTAKE_MESSAGES", "2000")), 20
@@ -49,10 +50,20 @@ quickly = settings(
 
 @pytest.fixture
 async def raw(world: World) -> AsyncIterator[Any]:
-    """RaiseAlarm with these very bytes."""
+    """RaiseAlarm with these very bytes, again and again until it is taken or refused, as every gateway does."""
     async with connect(world.stack.targets["emergency"], world.stack.ca.rpc(AGENCY, "gateway", "gw-raw")) as channel:
         call: Any = channel.unary_unary(RAISE, response_deserializer=pb.RaiseAlarmResponse.FromString)
-        yield lambda data: call(data, timeout=10)
+
+        async def surely(data: bytes) -> pb.RaiseAlarmResponse:
+            while True:
+                try:
+                    answer: pb.RaiseAlarmResponse = await call(data, timeout=10)
+                    return answer
+                except grpc.aio.AioRpcError as error:
+                    if error.code() != grpc.StatusCode.UNAVAILABLE:
+                        raise
+
+        yield surely
 
 
 def _alias_in_latin_1(press: pb.RaiseAlarmRequest) -> None:
@@ -130,6 +141,18 @@ async def test_a_press_that_does_not_say_which_radio_is_refused_by_name(world: W
     with pytest.raises(grpc.aio.AioRpcError, match="radio") as refused:
         await raw(press.SerializeToString())
     assert (refused.value.code(), reason_of(refused.value)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+
+
+async def test_text_that_is_not_utf_8_refuses_no_press(world: World, someone: Someone, raw: Any) -> None:
+    """The raw bytes of a UUID where its text belongs: no parser takes them, and the radio is there all the same."""
+    officer = await world.duty(someone())
+    press = world.gateway.press(officer.radio)
+    press.ClearField("request_id")
+    data = press.SerializeToString() + b"\x0a\x10" + bytes(range(0xF0, 0x100))
+    answer = await raw(data)
+    assert (answer.outcome, list(answer.ignored_fields)) == (pb.PRESS_OUTCOME_OPENED, ["request_id"])
+    assert (await raw(data)).version == answer.version
+    assert await world.states(answer.emergency_id) == {officer.camera_ids[0]: "RECORDING"}
 
 
 async def test_a_second_press_without_a_place_leaves_the_good_one(world: World, someone: Someone) -> None:
@@ -224,7 +247,7 @@ async def test_no_reports_content_ends_a_cameras_link(world: World, someone: Som
 
         async def report(batch: list[bytes]) -> None:
             for each in batch:
-                outgoing.put_nowait(link_pb.ConnectRequest(report=link_pb.CameraReport.FromString(each)).SerializeToString())
+                outgoing.put_nowait(b"\x0a" + _VarintBytes(len(each)) + each)  # no parser makes some
 
         await _try(reports, report)
         pressed = await world.press(officer.radio)
@@ -347,10 +370,11 @@ async def test_a_relays_report_is_taken_without_what_cannot_be_read(world: World
     [
         ({"speed_mps": -1, "course_deg": -1}, ["speed_mps", "course_deg"]), ({"course_deg": -90}, ["course_deg"]),
         ({"accuracy_m": 9_999_999}, ["accuracy_m"]), ({"speed_mps": math.nan}, ["speed_mps"]), ({"accuracy_m": 5}, []),
+        ({"fixed_at": None}, ["fixed_at"]),
     ],
 )  # fmt: skip
 async def test_a_place_is_kept_without_what_a_receiver_does_not_know(
-    world: World, someone: Someone, values: dict[str, float], ignored: list[str]
+    world: World, someone: Someone, values: dict[str, float | None], ignored: list[str]
 ) -> None:
     """I10: phones that stand still say -1."""
     officer = await world.duty(someone())
@@ -360,17 +384,26 @@ async def test_a_place_is_kept_without_what_a_receiver_does_not_know(
     report.fix.latitude, report.fix.longitude = 52.1, 4.3
     report.fix.fixed_at.FromDatetime(datetime.now(UTC))
     for name, value in values.items():
-        setattr(report.fix, name, value)
+        report.fix.ClearField(name)  # type: ignore[arg-type]
+        if value is not None:
+            setattr(report.fix, name, value)
+    # What is wrong with another report is no fault of this one.
+    for _ in range(2):
+        request.reports.add(agency_id=AGENCY).CopyFrom(report)
+    request.reports[1].device.radio.unit_id = 2**25
+    request.reports[2].device.vehicle_id = "car ~"
+    data = request.SerializeToString().replace(b"car ~", b"car \xfc")
 
     async def taken() -> location_pb.ReportPositionsResponse | None:
         """The service hears of a shift a moment after it began."""
         async with connect(world.stack.targets["location"], world.stack.ca.rpc(AGENCY, "gateway", "gw-raw")) as channel:
-            answers = LocationServiceStub(channel).ReportPositions(iter([request]), timeout=10)
-            answer = await answers.read()
+            call: Any = channel.stream_stream(REPORT, response_deserializer=location_pb.ReportPositionsResponse.FromString)
+            answer = await call(iter([data]), timeout=10).read()
             return answer if isinstance(answer, location_pb.ReportPositionsResponse) and answer.taken else None
 
     answer = await until(taken, "a fix to be taken")
     assert [list(each.fields) for each in answer.ignored] == ([ignored] if ignored else [])
+    assert [each.index for each in answer.refused] == [1, 2]
 
 
 async def _try(strategy: st.SearchStrategy[bytes], send: Callable[[list[bytes]], Coroutine[Any, Any, None]]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from chassis.settings import KafkaSettings
 from sightline.registry.v1 import registry_service_pb2 as registry_pb
 
+from tools.desk import Desk
 from tools.doctor import Level, Patient, examine
 from tools.importer import COLUMNS, RosterError, import_roster, open_roster, read_roster, write_report
 from tools.world import World
@@ -102,6 +103,9 @@ ODD = {
     "cut off in the radio": ("o1,Jane Doe,bee00-1a4-0023,,,", "not all of WACN-system-unit in hexadecimal"),
     "a unit in decimal": ("o1,Jane Doe,bee00-1a4-9000,,,", "decimal ids have a column of their own, radio_decimal"),
     "a radio of other digits": ("o1,Jane Doe,bee00-1a4-00232８,,,", "not all of WACN-system-unit"),
+    "cells moved by an empty one": ("o1,Jane Doe,,bee00-1a4-002328,P12,cam-1", "radio_alias: bee00-1a4-002328 is a radio"),
+    "an alias without its radio": ("o1,Jane Doe,,P12,cam-1,bwc3", "radio_alias: there is no radio for it"),
+    "a model without its camera": ("o1,Jane Doe,bee00-1a4-002328,P12,,bwc3", "camera_model: there is no camera for it"),
     "writing turned round": ("o1,Jane\u202eeoD,,,,", "right-to-left override (U+202E)"),
     "a line break": ('o1,"Jane\nDoe",,,,', "a line break (U+000A)"),
     "an invisible space": ("o1,Jane\u200bDoe,,,,", "zero width space (U+200B)"),
@@ -117,6 +121,42 @@ def test_a_row_that_would_be_taken_for_another_is_a_problem_of_its_line(tmp_path
     assert [entry.officer.officer_id for _, entry in entries] == ["ok"]
     assert [problem.line for problem in problems] in ([3], [4])  # of a text over two lines the last
     assert says in problems[0].text
+
+
+@pytest.mark.parametrize(("last", "cell"), [("radio_decimal", "781824-420-90"), ("cameras", "cam-1"), ("officer_id", "o")])
+def test_a_file_that_ends_within_an_id_is_cut_off_there(tmp_path: Path, last: str, cell: str) -> None:
+    """I15: the beginning of an id is somebody else's, and only the end of the line shows that it is whole."""
+    file, columns = tmp_path / "roster.csv", [column for column in (*COLUMNS, "radio_decimal") if column != last]
+    heading = ",".join([*columns, last])
+    row = ",".join([*("whole" if column == "officer_id" else "" for column in columns), cell])
+    for text, lines in ((f"{heading}\n{row}", [2]), (f"{heading}\n{row}\n", []), (f"{heading}\r\n{row}\r\n", [])):
+        file.write_text(text, newline="")
+        _, problems = read_roster(file, "demo-pd")
+        assert [problem.line for problem in problems] == lines
+        assert all(f"is {last} cut off here?" in problem.text for problem in problems)
+
+
+def test_what_excel_says_of_its_separator_is_no_heading(tmp_path: Path) -> None:
+    file = tmp_path / "roster.csv"
+    file.write_text("sep=;\n" + HEADING.replace(",", ";") + "o1;Jane;;;;\n;bad;;;;\n")
+    entries, problems = read_roster(file, "demo-pd")
+    assert ([line for line, _ in entries], [problem.line for problem in problems]) == ([3], [4])
+
+
+def test_one_wrong_byte_makes_no_other_names(tmp_path: Path) -> None:
+    file = tmp_path / "roster.csv"
+    file.write_bytes((HEADING + "o1,Jané,,,,\no2,Andr").encode() + b"\xe9,,,,\n")
+    with pytest.raises(RosterError, match="line 3 has bytes that are not"):
+        read_roster(file, "demo-pd")
+
+
+async def test_a_dry_run_of_a_new_agency_shows_its_roster(world: World, tmp_path: Path) -> None:
+    file = tmp_path / "roster.csv"
+    file.write_text(HEADING + "new-1,One,,,,\nnew-2,T\u202ewo,,,,\n", encoding="utf-8")
+    async with Desk(world.stack, "platform-admin") as desk:
+        found = await import_roster(desk, "not-there-yet", file, lambda done, total: None, dry_run=True)
+    assert [(each.what, each.before) for each in found.differences] == [("officers/new-1", None)]
+    assert (found.created, [problem.line for problem in found.problems]) == (1, [3])
 
 
 def test_ids_in_decimal_have_a_column_of_their_own(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import pytest
 from chassis.clock import Skew
 from chassis.errors import InvalidRequest, Unauthenticated
 from chassis.identity import Machine, parse_machine
-from chassis.intake import settle, violations
+from chassis.intake import settle, violations, with_text_repaired
 from chassis.names import KeptEnum, readable, unprintable
 from chassis.paging import page_cursor, page_token
 from chassis.recent import Tally
 from chassis.rpc import check
 from chassis.settings import KafkaSettings, ServiceSettings, load
+from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sightline.common.v1.radio_pb2 import Position, RadioIdentity
@@ -134,8 +135,36 @@ def test_a_variable_that_no_service_knows_ends_the_start(monkeypatch: pytest.Mon
 
 
 def test_what_kubernetes_sets_for_services_is_no_setting_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    links = ("EMERGENCY_SERVICE_HOST", "EMERGENCY_SERVICE_PORT", "EMERGENCY_SERVICE_PORT_GRPC", "EMERGENCY_PORT", "A_PORT_8443_TCP_ADDR")
+    links = (
+        "EMERGENCY_SERVICE_HOST",
+        "EMERGENCY_SERVICE_PORT",
+        "EMERGENCY_SERVICE_PORT_GRPC",
+        "EMERGENCY_PORT",
+        "EMERGENCY_PORT_8443_TCP_ADDR",
+    )
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     _load(monkeypatch, **dict.fromkeys(links, "tcp://10.0.0.1:8443"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("INGEST_PORT", "90", "SIGHTLINE_INGEST_PORT is no setting of any service"),  # looks like a link, and no Service has such a name
+        (
+            "KAFKA",
+            '{"bootstrap": "k:1", "securty": "SSL"}',
+            "SIGHTLINE_KAFKA_SECURTY is no setting: did you mean SIGHTLINE_KAFKA_SECURITY?",
+        ),
+        ("KAFKA", "{broken", "kafka"),
+    ],
+)
+def test_whatever_is_wrong_with_settings_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with pytest.raises(SystemExit):
+        _load(monkeypatch, **{name: value})
+    assert said in capsys.readouterr().err
 
 
 # --- what is left out ------------------------------------------------------------------------------------------------------
@@ -146,6 +175,26 @@ def _reported(**fields: object) -> CameraReport:
 
 
 GOOD_ORDER = {"emergency_id": "0193a6f0-1111-7000-8000-000000000000", "epoch": 1, "result": 2}
+
+
+def test_text_that_is_not_utf_8_makes_no_message_unreadable() -> None:
+    """Raw bytes of a UUID, a Latin-1 name: the field's rule decides, like with any other value."""
+    radio = RadioIdentity(wacn=1, system_id=2, unit_id=3)
+    garbled = b"\x0a\x10" + bytes(range(0xF0, 0x100)) + RaiseAlarmRequest(radio=radio, talkgroup_id=7).SerializeToString()
+    with pytest.raises(DecodeError):
+        RaiseAlarmRequest.FromString(garbled)
+    press = with_text_repaired(RaiseAlarmRequest.FromString, garbled)
+    assert isinstance(press, RaiseAlarmRequest)
+    assert list(settle(press, {"radio"})) == ["request_id"]
+    assert (press.radio, press.talkgroup_id) == (radio, 7)
+    report = CameraReport(boot_id=1, sequence=2, battery_percent=9)
+    report.handled.add(emergency_id="x" * 36, epoch=1)
+    report.handled.add(**GOOD_ORDER)
+    mended = with_text_repaired(CameraReport.FromString, report.SerializeToString().replace(b"x" * 36, b"\xff" * 36))
+    assert isinstance(mended, CameraReport)
+    assert list(settle(mended, ())) == ["handled[0].emergency_id", "handled[0].result"]
+    assert [each.emergency_id for each in mended.handled] == [GOOD_ORDER["emergency_id"]]
+    assert with_text_repaired(RaiseAlarmRequest.FromString, b"\x0a\xff") is None  # cut off: nobody knows where
 
 
 def test_out_goes_the_smallest_part_that_means_something() -> None:

@@ -184,12 +184,9 @@ class ImportRosterRequest(_message.Message):
 
     AGENCY_ID_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
-    DRY_RUN_FIELD_NUMBER: _builtins.int
     UPDATE_FIELD_NUMBER: _builtins.int
     agency_id: _builtins.str
     """The agency whose roster this is; every entry must be of it."""
-    dry_run: _builtins.bool
-    """Tell what would come of it, and change nothing."""
     update: _builtins.bool
     """What is there with another name, alias or model gets that of the entry; without, such an entry is a problem."""
     @_builtins.property
@@ -201,16 +198,77 @@ class ImportRosterRequest(_message.Message):
         *,
         agency_id: _builtins.str = ...,
         entries: _abc.Iterable[Global___RosterEntry] | None = ...,
-        dry_run: _builtins.bool = ...,
         update: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "dry_run", b"dry_run", "entries", b"entries", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "entries", b"entries", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportRosterRequest: _TypeAlias = ImportRosterRequest  # noqa: Y015
+
+@_typing.final
+class PreviewRosterRequest(_message.Message):
+    """PreviewRosterRequest carries a part of a roster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENCY_ID_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
+    agency_id: _builtins.str
+    """The agency whose roster this is; every entry must be of it."""
+    update: _builtins.bool
+    """As in ImportRosterRequest."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___RosterEntry]:
+        """The entries."""
+
+    def __init__(
+        self,
+        *,
+        agency_id: _builtins.str = ...,
+        entries: _abc.Iterable[Global___RosterEntry] | None = ...,
+        update: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agency_id", b"agency_id", "entries", b"entries", "update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewRosterRequest: _TypeAlias = PreviewRosterRequest  # noqa: Y015
+
+@_typing.final
+class PreviewRosterResponse(_message.Message):
+    """PreviewRosterResponse tells what would come of the entries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___RosterProblem]:
+        """Entries that would not be taken."""
+
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RosterChange]:
+        """What of the others is new or different, in the order of the entries."""
+
+    def __init__(
+        self,
+        *,
+        problems: _abc.Iterable[Global___RosterProblem] | None = ...,
+        changes: _abc.Iterable[Global___RosterChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "problems", b"problems"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewRosterResponse: _TypeAlias = PreviewRosterResponse  # noqa: Y015
 
 @_typing.final
 class RosterChange(_message.Message):
@@ -282,27 +340,21 @@ class ImportRosterResponse(_message.Message):
 
     PROBLEMS_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
-    CHANGES_FIELD_NUMBER: _builtins.int
     created: _builtins.int
     """Officers, radios and cameras that were not there before."""
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___RosterProblem]:
         """Entries that were not taken."""
 
-    @_builtins.property
-    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RosterChange]:
-        """With `dry_run`: what is new or different, in the order of the entries."""
-
     def __init__(
         self,
         *,
         problems: _abc.Iterable[Global___RosterProblem] | None = ...,
         created: _builtins.int = ...,
-        changes: _abc.Iterable[Global___RosterChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "created", b"created", "problems", b"problems"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "problems", b"problems"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

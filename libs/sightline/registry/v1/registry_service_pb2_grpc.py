@@ -70,6 +70,11 @@ class RegistryServiceStub:
                 request_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.ImportRosterRequest.SerializeToString,
                 response_deserializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.ImportRosterResponse.FromString,
                 _registered_method=True)
+        self.PreviewRoster = channel.unary_unary(
+                '/sightline.registry.v1.RegistryService/PreviewRoster',
+                request_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.PreviewRosterRequest.SerializeToString,
+                response_deserializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.PreviewRosterResponse.FromString,
+                _registered_method=True)
         self.CheckOut = channel.unary_unary(
                 '/sightline.registry.v1.RegistryService/CheckOut',
                 request_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.CheckOutRequest.SerializeToString,
@@ -151,6 +156,13 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreviewRoster(self, request, context):
+        """PreviewRoster tells what an import of the same entries would do, and changes nothing. An agency that is not there yet has nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckOut(self, request, context):
         """CheckOut starts a shift: the officer takes radios and cameras and joins a unit, all at one instant.
         DEVICE_HELD, with the device and its holder, if somebody holds one of them during part of that time; then nothing changes.
@@ -225,6 +237,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ImportRoster,
                     request_deserializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.ImportRosterRequest.FromString,
                     response_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.ImportRosterResponse.SerializeToString,
+            ),
+            'PreviewRoster': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewRoster,
+                    request_deserializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.PreviewRosterRequest.FromString,
+                    response_serializer=sightline_dot_registry_dot_v1_dot_registry__service__pb2.PreviewRosterResponse.SerializeToString,
             ),
             'CheckOut': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckOut,
@@ -442,6 +459,33 @@ class RegistryService:
             '/sightline.registry.v1.RegistryService/ImportRoster',
             sightline_dot_registry_dot_v1_dot_registry__service__pb2.ImportRosterRequest.SerializeToString,
             sightline_dot_registry_dot_v1_dot_registry__service__pb2.ImportRosterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewRoster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.registry.v1.RegistryService/PreviewRoster',
+            sightline_dot_registry_dot_v1_dot_registry__service__pb2.PreviewRosterRequest.SerializeToString,
+            sightline_dot_registry_dot_v1_dot_registry__service__pb2.PreviewRosterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,8 @@ class RegistryServiceStub:
     """ImportRoster registers many officers with their radios and cameras, as the calls above would one by one. An entry that
     cannot be taken is reported and changes nothing; the others are taken. Repeating an import is harmless.
     """
+    PreviewRoster: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.PreviewRosterRequest, _registry_service_pb2.PreviewRosterResponse]
+    """PreviewRoster tells what an import of the same entries would do, and changes nothing. An agency that is not there yet has nothing."""
     CheckOut: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CheckOutRequest, _registry_service_pb2.CheckOutResponse]
     """CheckOut starts a shift: the officer takes radios and cameras and joins a unit, all at one instant.
     DEVICE_HELD, with the device and its holder, if somebody holds one of them during part of that time; then nothing changes.
@@ -84,6 +86,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """ImportRoster registers many officers with their radios and cameras, as the calls above would one by one. An entry that
     cannot be taken is reported and changes nothing; the others are taken. Repeating an import is harmless.
     """
+    PreviewRoster: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.PreviewRosterRequest, _registry_service_pb2.PreviewRosterResponse]  # type: ignore[assignment]
+    """PreviewRoster tells what an import of the same entries would do, and changes nothing. An agency that is not there yet has nothing."""
     CheckOut: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CheckOutRequest, _registry_service_pb2.CheckOutResponse]  # type: ignore[assignment]
     """CheckOut starts a shift: the officer takes radios and cameras and joins a unit, all at one instant.
     DEVICE_HELD, with the device and its holder, if somebody holds one of them during part of that time; then nothing changes.
@@ -158,6 +162,14 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """ImportRoster registers many officers with their radios and cameras, as the calls above would one by one. An entry that
         cannot be taken is reported and changes nothing; the others are taken. Repeating an import is harmless.
         """
+
+    @_abc_1.abstractmethod
+    def PreviewRoster(
+        self,
+        request: _registry_service_pb2.PreviewRosterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.PreviewRosterResponse, _abc.Awaitable[_registry_service_pb2.PreviewRosterResponse]]:
+        """PreviewRoster tells what an import of the same entries would do, and changes nothing. An agency that is not there yet has nothing."""
 
     @_abc_1.abstractmethod
     def CheckOut(
