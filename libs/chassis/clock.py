@@ -1,6 +1,8 @@
 """Time as a dependency. Clocks of machines are opinions: what decides something is the time of the database, which replicas share."""
 
+import time
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Protocol
 
 from google.protobuf.duration_pb2 import Duration
@@ -27,9 +29,20 @@ class SystemClock:
 CLOCKS_AGREE, SKEW_ALARM = timedelta(milliseconds=100), timedelta(seconds=1)
 
 
-def machine_time() -> datetime:
-    """What this machine's clock says."""
+def wall_time() -> datetime:
+    """What this machine's clock says now; somebody may set it at any moment."""
     return datetime.now(UTC)
+
+
+@cache
+def _start() -> tuple[datetime, float]:
+    return wall_time(), time.monotonic()
+
+
+def machine_time() -> datetime:
+    """What this machine's clock said at first, and how long ago that was: no step of the clock is in it."""
+    at, then = _start()
+    return at + timedelta(seconds=time.monotonic() - then)
 
 
 class Skew:
@@ -46,7 +59,7 @@ class Skew:
 
 
 class PlatformClock:
-    """The time of the service's database, by this machine's clock and how far that is from it."""
+    """The time of the service's database, by how long ago it was asked for; a step of this machine's clock changes nothing."""
 
     def __init__(self) -> None:
         self.database = Skew()

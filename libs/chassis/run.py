@@ -19,7 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from chassis import telemetry
 from chassis.audit import Audit
 from chassis.bus import TRANSIENT, Topic, check_topics
-from chassis.clock import SKEW_ALARM, PlatformClock, Skew
+from chassis.clock import SKEW_ALARM, PlatformClock, Skew, wall_time
 from chassis.db import Database, migrate
 from chassis.errors import Misconfigured
 from chassis.settings import MIGRATION_URL, KafkaSettings, ServiceSettings, load
@@ -107,7 +107,8 @@ class App(Generic[S]):
     async def _compare_clocks(self, database: Database, clock: PlatformClock, others: Sequence[Skew]) -> None:
         asked, theirs, answered = await database.time()
         clock.database.measured(asked, theirs, answered)
-        off = max((clock.database.ahead, *(other.ahead for other in others)), key=abs)
+        here = theirs + (answered - asked) / 2 - wall_time()
+        off = max((here, *(other.ahead for other in others)), key=abs)
         if abs(off) > SKEW_ALARM:
             telemetry.log().error("clocks disagree: run an NTP client on every machine", seconds=round(off.total_seconds(), 3))
         await self._health.set("clock", _SERVING if abs(off) <= SKEW_ALARM else _NOT_SERVING)

@@ -208,7 +208,7 @@ def apply(service: str, order: str) -> None:
         patch("services.joiner.watchdog:Watchdog.start", _deaf)
     elif kind == "clock":
         ahead = timedelta(seconds=float(what))  # before anybody else imports it
-        patch("chassis.clock:machine_time", lambda read: lambda: read() + ahead)
+        patch("chassis.clock:wall_time", lambda read: lambda: read() + ahead)
     elif kind == "bug":
         where, instead = BUGS[what]
         patch(where, _every(nth, instead))

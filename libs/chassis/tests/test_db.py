@@ -301,3 +301,11 @@ async def test_the_databases_time_is_the_platforms(database: Database, monkeypat
             row = await statements.one("SELECT clock_timestamp() AS now")
         assert row is not None
         assert abs(row["now"] - clock.now()) < timedelta(seconds=2)
+
+
+async def test_a_step_of_this_machines_clock_changes_no_time(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NTP sets a clock at any moment, and the database is asked only every few seconds."""
+    clock = PlatformClock()
+    clock.database.measured(*await database.time())
+    monkeypatch.setattr("chassis.clock.wall_time", lambda: datetime.now(UTC) + timedelta(seconds=120))
+    assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=60)
