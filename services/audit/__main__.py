@@ -87,7 +87,6 @@ async def main(app: App[AuditSettings]) -> None:
         "audit", RecordReader.topics, RecordReader(service, publisher), settings.kafka, publisher, _LINGER_S, _RECORDS_AT_ONCE
     )
     accounts = BatchReader("audit-accounts", AccountReader.topics, AccountReader(oversight), settings.kafka, publisher, _LINGER_S)
-
     app.ship(database, audit)
     await server.start()
     app.resources.push_async_callback(server.grpc.stop, 2)
