@@ -87,7 +87,8 @@ async def unit(desk: Desk, kind: UnitKind.ValueType, name: str, when: Callable[[
         try:
             answer = await desk.call(desk.map.GetUnit, map_pb.GetUnitRequest(unit=UnitName(kind=kind, id=name)))
         except grpc.aio.AioRpcError as error:
-            if error.code() != grpc.StatusCode.NOT_FOUND:
+            # A channel to replicas that were killed a moment ago looks for them again by itself.
+            if error.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):
                 raise
             return None
         return answer.unit if when(answer.unit) else None
