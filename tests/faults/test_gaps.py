@@ -192,7 +192,13 @@ def _sent_now(press: pb.RaiseAlarmRequest) -> pb.RaiseAlarmRequest:
     return press
 
 
-@pytest.mark.parametrize(("service", "seconds"), [("emergency", 120), ("emergency", -120), ("streams", 120), ("streams", -120)])
+@pytest.mark.parametrize(
+    ("service", "seconds"),
+    [
+        ("emergency", 120), ("streams", 120),
+        pytest.param("emergency", -120, marks=pytest.mark.slow), pytest.param("streams", -120, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 async def test_a_hosts_wrong_clock_keeps_no_camera_waiting(rig: Rig, world: World, service: str, seconds: int) -> None:
     """P15: two minutes are an age gate; what has to be told is how much time is left, and by whose clock."""
     officer = await world.duty(someone())
