@@ -185,8 +185,8 @@ class Path(RuleBasedStateMachine):
         elif settled:
             self.acknowledged_for[there.emergency_id] = there.subject.officer_id  # whose press this is, the registry says later
         hold = self._hold(at)
-        if hold is not None and hold.officer_id == officer and self.bound.get(there.emergency_id, ("", at))[1] < hold.span.start:
-            self.bound.pop(there.emergency_id, None)
+        if hold is not None and hold.officer_id == officer:
+            self.bound.pop(there.emergency_id, None)  # the registry says so itself: from here on it is the registry's word
 
     def _should_begin(self, there: Emergency, at: datetime) -> bool | None:
         """Whether a press that the registry answered begins an epoch; None where that depends on what is not known yet."""
